@@ -1,0 +1,8 @@
+//! The decisions of tpx, without effects: no I/O, no clock, no unsafe code.
+//!
+//! Everything here is a function of its arguments; time comes in as `now`. Shells (`tpx-datapath`, `tpx-link`, the
+//! daemons) carry decisions out.
+#![forbid(unsafe_code)]
+
+pub mod dial;
+pub mod plan;

@@ -1,0 +1,40 @@
+//! The plan: what the host should look like while connected, as data.
+//!
+//! The user daemon makes it, the privileged daemon checks it again and carries it out. Applying the same plan twice
+//! changes nothing.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Which processes see the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Every process of the machine: the root of the cgroup2 tree.
+    Workstation,
+    /// One process tree: a cgroup2 directory.
+    Cgroup(PathBuf),
+}
+
+/// Desired host state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Who is affected.
+    pub scope: Scope,
+    /// Cluster subnets whose connections go through the tunnel. At most [`Plan::MAX_SUBNETS`].
+    pub steer: Vec<IpNet>,
+    /// Parts of `steer` that stay outside the tunnel (the API server, name servers); the most specific prefix wins.
+    pub except: Vec<IpNet>,
+    /// The configured name servers whose port 53 is answered by tpx. At most [`Plan::MAX_NAME_SERVERS`].
+    pub name_servers: Vec<IpAddr>,
+}
+
+impl Plan {
+    /// Bound on `steer` and on `except`.
+    pub const MAX_SUBNETS: usize = 1024;
+    /// Bound on `name_servers`; resolv.conf(5) knows three.
+    pub const MAX_NAME_SERVERS: usize = 8;
+}

@@ -1,0 +1,8 @@
+//! Everything that touches the host's network: the [`Host`] seam for privileged changes and the [`FlowSource`] seam
+//! for connections that enter the tunnel.
+
+mod flow;
+mod host;
+
+pub use flow::{FlowSource, Knock};
+pub use host::{Host, HostError};

@@ -1,0 +1,2 @@
+//! What kernel programs and daemons agree on.
+#![no_std]

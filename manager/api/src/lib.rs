@@ -1,0 +1,20 @@
+//! What laptops and the manager say to each other: generated messages here, validated types beside them.
+#![forbid(unsafe_code)]
+
+/// Generated from `proto/manager.proto`.
+#[expect(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+pub mod proto {
+    tonic::include_proto!("tpx.manager.v1");
+}
+
+/// The version of this build, as both sides compare it.
+pub const VERSION: &str = match option_env!("TPX_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
+/// The TCP port of the manager: control (gRPC) and streams (HTTP/2 CONNECT) share it.
+pub const MANAGER_PORT: u16 = 8081;
+
+/// Metadata key and header that carries the session id on streams.
+pub const SESSION_HEADER: &str = "tpx-session";

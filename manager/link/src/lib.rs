@@ -1,0 +1,1 @@
+//! Carriers, lanes and streams: how bytes travel between laptop and cluster.
