@@ -6,3 +6,4 @@
 
 pub mod dial;
 pub mod plan;
+pub mod syngate;
