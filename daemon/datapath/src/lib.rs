@@ -3,6 +3,8 @@
 
 mod flow;
 mod host;
+#[cfg(target_os = "linux")]
+pub mod linux;
 
 pub use flow::{FlowSource, Knock};
 pub use host::{Host, HostError};

@@ -1,0 +1,174 @@
+//! What the privileged half hands to the user daemon: file descriptors that need no privilege to use.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The open files of an applied plan. All are close-on-exec; sockets are non-blocking.
+#[derive(Debug)]
+pub struct Handover {
+    /// The TUN device. Device, addresses and routes last as long as any copy of this file.
+    pub device: OwnedFd,
+    /// Transparent TCP listeners for IPv4 and IPv6, listening, with the filter that holds SYNs. Accepted sockets
+    /// inherit the filter: detach it (SO_DETACH_FILTER) at accept. On a kernel without IPv6 the second one is another
+    /// IPv4 socket that nothing ever reaches.
+    pub listeners: [OwnedFd; 2],
+    /// Raw sockets for IPv4 and IPv6 that send whole packets, which the filter lets pass. The same holds without IPv6.
+    pub raws: [OwnedFd; 2],
+    /// Ring buffer of [`tpx_ebpf_abi::SynRecord`].
+    pub syns: OwnedFd,
+    /// Hash map [`tpx_ebpf_abi::Flow`] to [`tpx_ebpf_abi::Verdict`].
+    pub held: OwnedFd,
+    /// LRU hash map: socket cookie (`u64`) to `u8`. Sockets in it are never touched by any program.
+    pub bypass: OwnedFd,
+    /// LPM trie `[u8; 4]` to [`tpx_ebpf_abi::Rule`].
+    pub rules4: OwnedFd,
+    /// LPM trie `[u8; 16]` to [`tpx_ebpf_abi::Rule`].
+    pub rules6: OwnedFd,
+    /// Hash map `[u8; 4]` to `[u8; 4]`: name server to tpx's own DNS address.
+    pub names4: OwnedFd,
+    /// Hash map `[u8; 16]` to `[u8; 16]`: name server to tpx's own DNS address.
+    pub names6: OwnedFd,
+    /// Per-CPU array of `u64`, indexed by [`tpx_ebpf_abi::Counter`].
+    pub counters: OwnedFd,
+    /// One for each name server of the plan, in the plan's order (IPv6 ones are missing on a host without IPv6).
+    pub dns: Vec<DnsSockets>,
+}
+
+/// Sockets that answer for one name server.
+#[derive(Debug)]
+pub struct DnsSockets {
+    /// The server that applications believe they ask.
+    pub name_server: IpAddr,
+    /// tpx's own address, where the questions arrive.
+    pub address: SocketAddr,
+    /// Bound UDP socket.
+    pub udp: OwnedFd,
+    /// Listening TCP socket.
+    pub tcp: OwnedFd,
+}
+
+/// The part of a [`Handover`] that is data; it travels in the message whose ancillary data carries the files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// Name server and own address of each [`DnsSockets`].
+    pub dns: Vec<(IpAddr, SocketAddr)>,
+}
+
+/// The files do not fit the layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{got} files arrived where {expected} belong")]
+pub struct WrongCount {
+    /// How many files the layout asks for.
+    pub expected: usize,
+    /// How many came.
+    pub got: usize,
+}
+
+/// Files in front of those for DNS.
+const FIXED: usize = 13;
+
+impl Layout {
+    /// How many files belong to it.
+    #[must_use]
+    pub fn files(&self) -> usize {
+        FIXED + 2 * self.dns.len()
+    }
+}
+
+impl Handover {
+    /// Takes it apart for the way through a Unix socket.
+    #[must_use]
+    pub fn into_fds(self) -> (Layout, Vec<OwnedFd>) {
+        let [listener4, listener6] = self.listeners;
+        let [raw4, raw6] = self.raws;
+        let mut fds = vec![
+            self.device,
+            listener4,
+            listener6,
+            raw4,
+            raw6,
+            self.syns,
+            self.held,
+            self.bypass,
+            self.rules4,
+            self.rules6,
+            self.names4,
+            self.names6,
+            self.counters,
+        ];
+        let mut dns = Vec::with_capacity(self.dns.len());
+        for d in self.dns {
+            dns.push((d.name_server, d.address));
+            fds.extend([d.udp, d.tcp]);
+        }
+        (Layout { dns }, fds)
+    }
+
+    /// Puts it together again.
+    ///
+    /// # Errors
+    /// [`WrongCount`] when the number of files is not [`Layout::files`]; all of them are closed then.
+    pub fn from_fds(layout: Layout, fds: Vec<OwnedFd>) -> Result<Self, WrongCount> {
+        let wrong = WrongCount { expected: layout.files(), got: fds.len() };
+        if wrong.got != wrong.expected {
+            return Err(wrong);
+        }
+        let mut fds = fds.into_iter();
+        let mut next = || fds.next().ok_or(wrong);
+        Ok(Self {
+            device: next()?,
+            listeners: [next()?, next()?],
+            raws: [next()?, next()?],
+            syns: next()?,
+            held: next()?,
+            bypass: next()?,
+            rules4: next()?,
+            rules6: next()?,
+            names4: next()?,
+            names6: next()?,
+            counters: next()?,
+            dns: layout
+                .dns
+                .into_iter()
+                .map(|(name_server, address)| Ok(DnsSockets { name_server, address, udp: next()?, tcp: next()? }))
+                .collect::<Result<_, WrongCount>>()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::AsRawFd as _};
+
+    use super::*;
+
+    fn layout() -> Layout {
+        Layout { dns: vec![("127.0.0.53".parse().unwrap(), "246.246.255.53:53".parse().unwrap())] }
+    }
+
+    fn files(n: usize) -> Vec<OwnedFd> {
+        (0..n).map(|_| File::open("/dev/null").unwrap().into()).collect()
+    }
+
+    #[test]
+    fn the_way_there_and_back_keeps_every_file_in_its_place() {
+        let fds = files(layout().files());
+        let numbers: Vec<_> = fds.iter().map(|f| f.as_raw_fd()).collect();
+        let (again, fds) = Handover::from_fds(layout(), fds).unwrap().into_fds();
+        assert_eq!(again, layout());
+        assert_eq!(fds.iter().map(|f| f.as_raw_fd()).collect::<Vec<_>>(), numbers);
+    }
+
+    #[test]
+    fn a_wrong_number_of_files_is_refused() {
+        for n in [0, FIXED, FIXED + 1, FIXED + 3] {
+            let e = Handover::from_fds(layout(), files(n)).unwrap_err();
+            assert_eq!(e, WrongCount { expected: FIXED + 2, got: n });
+        }
+    }
+}

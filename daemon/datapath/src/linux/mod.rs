@@ -1,0 +1,5 @@
+//! The Linux datapath.
+
+mod handover;
+
+pub use handover::{DnsSockets, Handover, Layout, WrongCount};

@@ -1,0 +1,59 @@
+//! Names and sizes of the maps. A name here is the name of the `static` in `tpx-ebpf`.
+
+/// LPM trie: IPv4 prefix to [`Rule`](crate::Rule).
+pub const RULES4: &str = "RULES4";
+/// LPM trie: IPv6 prefix to [`Rule`](crate::Rule).
+pub const RULES6: &str = "RULES6";
+/// Hash: IPv4 name server to tpx's own DNS address.
+pub const NAMES4: &str = "NAMES4";
+/// Hash: IPv6 name server to tpx's own DNS address.
+pub const NAMES6: &str = "NAMES6";
+/// Hash: tpx's own IPv4 DNS address to the name server.
+pub const SERVERS4: &str = "SERVERS4";
+/// Hash: tpx's own IPv6 DNS address to the name server.
+pub const SERVERS6: &str = "SERVERS6";
+/// LRU hash: socket cookie (`u64`) to `u8`; sockets in it are never touched.
+pub const BYPASS: &str = "BYPASS";
+/// Socket map: the listeners, IPv4 at [`LISTENER4`], IPv6 at [`LISTENER6`].
+pub const LISTENERS: &str = "LISTENERS";
+/// Hash: [`Flow`](crate::Flow) to [`Verdict`](crate::Verdict).
+pub const HELD: &str = "HELD";
+/// Ring buffer of [`SynRecord`](crate::SynRecord).
+pub const SYNS: &str = "SYNS";
+/// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
+pub const COUNTERS: &str = "COUNTERS";
+
+/// Index of the IPv4 listener.
+pub const LISTENER4: u32 = 0;
+/// Index of the IPv6 listener.
+pub const LISTENER6: u32 = 1;
+
+/// Bound on the rules of one family: `steer` and `except` of a plan.
+pub const RULES_MAX: u32 = 2048;
+/// Bound on flows whose SYN is held.
+pub const HELD_MAX: u32 = 65536;
+/// Bound on the daemon's own sockets that are remembered; the oldest go first.
+pub const BYPASS_MAX: u32 = 65536;
+/// Size of the ring buffer in bytes: 6,000 SYNs without payload.
+pub const SYNS_BYTES: u32 = 1 << 20;
+
+/// Globals that the loader writes.
+pub mod global {
+    /// `u64`: cookie of the network namespace whose sockets are steered.
+    pub const NETNS_COOKIE: &str = "NETNS_COOKIE";
+    /// `u32`: interface index of the TUN device.
+    pub const DEVICE: &str = "DEVICE";
+    /// `u32`: the datapath's [`Slot`](crate::slot::Slot).
+    pub const SLOT: &str = "SLOT";
+}
+
+/// Names of the programs, as the loader finds them.
+pub mod program {
+    /// The hooks on the scope's cgroup.
+    pub const CGROUP: [&str; 8] =
+        ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+    /// The sk_lookup program.
+    pub const LOOKUP: &str = "lookup";
+    /// The socket filter on the listeners.
+    pub const HOLD: &str = "hold";
+}

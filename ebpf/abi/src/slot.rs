@@ -1,0 +1,131 @@
+//! Several datapaths can exist on one host (two process trees in two clusters). Each has a slot, and everything that
+//! has a name or a number on the host follows from it.
+
+use core::net::{Ipv4Addr, Ipv6Addr};
+
+/// Which datapath of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct Slot(u32);
+
+impl Slot {
+    /// How many can exist.
+    pub const COUNT: u32 = 8;
+    /// The first datapath; the only one so far.
+    pub const FIRST: Self = Self(0);
+
+    /// `None` from [`Slot::COUNT`] on.
+    #[must_use]
+    pub const fn new(index: u32) -> Option<Self> {
+        if index < Self::COUNT { Some(Self(index)) } else { None }
+    }
+
+    /// The slot that a program was loaded for. A wrong number becomes some slot; the loader writes no wrong ones.
+    #[inline(always)]
+    #[must_use]
+    pub const fn masked(index: u32) -> Self {
+        Self(index % Self::COUNT)
+    }
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT).map(Self)
+    }
+
+    /// Its number, from 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        self.0
+    }
+
+    /// Name of the TUN device.
+    #[must_use]
+    pub const fn device(self) -> &'static str {
+        ["tpx0", "tpx1", "tpx2", "tpx3", "tpx4", "tpx5", "tpx6", "tpx7"][self.0 as usize]
+    }
+
+    /// Routing table that holds the steered subnets.
+    #[must_use]
+    pub const fn table(self) -> u32 {
+        7071 + self.0
+    }
+
+    /// Preference of the policy rule that leads marked packets to the table. Before those of VPNs (Tailscale begins at
+    /// 5210, wg-quick sits close to 32766) and behind the kernel's own local table at 0.
+    #[must_use]
+    pub const fn preference(self) -> u32 {
+        90 + self.0
+    }
+
+    /// The device's own IPv4 address; steered connections get it as their source.
+    #[must_use]
+    pub const fn ipv4(self) -> Ipv4Addr {
+        Ipv4Addr::new(246, 246, 255, 1 + self.0 as u8)
+    }
+
+    /// The device's own IPv6 address.
+    #[must_use]
+    pub const fn ipv6(self) -> Ipv6Addr {
+        own6(1 + self.0 as u16)
+    }
+
+    /// The IPv4 address that stands for the `nth` name server (from 0). `None` past [`NAMES`].
+    #[must_use]
+    pub const fn dns4(self, nth: usize) -> Option<Ipv4Addr> {
+        if nth < NAMES { Some(Ipv4Addr::new(246, 246, 255, (53 + self.0 as usize * NAMES + nth) as u8)) } else { None }
+    }
+
+    /// The IPv6 address that stands for the `nth` name server (from 0). `None` past [`NAMES`].
+    #[must_use]
+    pub const fn dns6(self, nth: usize) -> Option<Ipv6Addr> {
+        if nth < NAMES { Some(own6((0x5300 + self.0 as usize * NAMES + nth) as u16)) } else { None }
+    }
+}
+
+/// Name servers that one slot can stand in for.
+pub const NAMES: usize = 8;
+/// First address and prefix length of the IPv4 block that all own addresses come from: the top of the virtual subnet.
+pub const OWN4: (Ipv4Addr, u8) = (Ipv4Addr::new(246, 246, 255, 0), 24);
+/// First address and prefix length of the IPv6 block that all own addresses come from (RFC 4193).
+pub const OWN6: (Ipv6Addr, u8) = (own6(0), 64);
+
+const fn own6(last: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd74, 0x7078, 0x6e65, 0x7400, 0, 0, 0, last)
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_slots_share_anything() {
+        let names: BTreeSet<_> = Slot::all().map(Slot::device).collect();
+        let tables: BTreeSet<_> = Slot::all().map(Slot::table).collect();
+        let rules: BTreeSet<_> = Slot::all().map(Slot::preference).collect();
+        assert_eq!([names.len(), tables.len(), rules.len()], [Slot::COUNT as usize; 3]);
+    }
+
+    #[test]
+    fn own_addresses_are_distinct_and_inside_their_block() {
+        let v4: std::vec::Vec<_> =
+            Slot::all().flat_map(|s| (0..NAMES).map(move |n| s.dns4(n).unwrap()).chain([s.ipv4()])).collect();
+        let v6: std::vec::Vec<_> =
+            Slot::all().flat_map(|s| (0..NAMES).map(move |n| s.dns6(n).unwrap()).chain([s.ipv6()])).collect();
+        assert!(v4.iter().all(|a| a.octets()[..3] == OWN4.0.octets()[..3]));
+        assert!(v6.iter().all(|a| a.octets()[..8] == OWN6.0.octets()[..8]));
+        assert_eq!(v4.iter().collect::<BTreeSet<_>>().len(), v4.len());
+        assert_eq!(v6.iter().collect::<BTreeSet<_>>().len(), v6.len());
+        assert_eq!(Slot::FIRST.dns4(NAMES), None);
+        assert_eq!(Slot::FIRST.dns6(NAMES), None);
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        assert_eq!(Slot::new(Slot::COUNT), None);
+        assert_eq!(Slot::new(3), Some(Slot::masked(3)));
+    }
+}

@@ -1,0 +1,10 @@
+//! Marks the shared types as readable from any bytes.
+
+use crate::{Flow, Rule, Verdict};
+
+// SAFETY: byte arrays only; every bit pattern is valid and there is no padding.
+unsafe impl aya::Pod for Flow {}
+// SAFETY: two integers without padding.
+unsafe impl aya::Pod for Verdict {}
+// SAFETY: a transparent integer.
+unsafe impl aya::Pod for Rule {}
