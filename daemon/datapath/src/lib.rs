@@ -5,6 +5,8 @@ mod flow;
 mod host;
 #[cfg(target_os = "linux")]
 pub mod linux;
+mod maps;
 
 pub use flow::{FlowSource, Knock};
 pub use host::{Host, HostError};
+pub use maps::{CounterRow, HeldRow, MapsDump, NameServerRow, RuleRow};

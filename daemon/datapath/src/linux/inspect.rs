@@ -1,0 +1,135 @@
+//! Reading the kernel's maps through the files that were handed over; needs no privilege (kernel 5.19).
+
+use std::{io, net::IpAddr, os::fd::OwnedFd};
+
+use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use ipnet::IpNet;
+use tpx_ebpf_abi::{Action, Counter, Flow, Rule, Verdict};
+
+use super::Handover;
+use crate::maps::{CounterRow, HeldRow, MapsDump, NameServerRow, RuleRow};
+
+/// Copies of a datapath's map files, to look at.
+pub struct Maps {
+    rules4: LpmTrie<MapData, [u8; 4], Rule>,
+    rules6: LpmTrie<MapData, [u8; 16], Rule>,
+    names4: HashMap<MapData, [u8; 4], [u8; 4]>,
+    names6: HashMap<MapData, [u8; 16], [u8; 16]>,
+    held: HashMap<MapData, Flow, Verdict>,
+    bypass: HashMap<MapData, u64, u8>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl Maps {
+    /// Copies the map files of a handover.
+    ///
+    /// # Errors
+    /// When a file is no such map, or no file can be opened any more.
+    pub fn of(handover: &Handover) -> io::Result<Self> {
+        Ok(Self {
+            rules4: open(&handover.rules4)?.try_into().map_err(other)?,
+            rules6: open(&handover.rules6)?.try_into().map_err(other)?,
+            names4: open(&handover.names4)?.try_into().map_err(other)?,
+            names6: open(&handover.names6)?.try_into().map_err(other)?,
+            held: open(&handover.held)?.try_into().map_err(other)?,
+            bypass: open(&handover.bypass)?.try_into().map_err(other)?,
+            counters: open(&handover.counters)?.try_into().map_err(other)?,
+        })
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn dump(&self) -> io::Result<MapsDump> {
+        Ok(MapsDump {
+            rules: self.rules()?,
+            name_servers: self.name_servers()?,
+            held: self.held()?,
+            bypassed_sockets: self.bypass.keys().filter(Result::is_ok).count() as u64,
+            counters: self.counters()?,
+        })
+    }
+
+    fn rules(&self) -> io::Result<Vec<RuleRow>> {
+        let mut rows = Vec::new();
+        for entry in self.rules4.iter() {
+            let (key, rule) = entry.map_err(other)?;
+            rows.push(rule_row(key.data().into(), key.prefix_len(), rule)?);
+        }
+        for entry in self.rules6.iter() {
+            let (key, rule) = entry.map_err(other)?;
+            rows.push(rule_row(key.data().into(), key.prefix_len(), rule)?);
+        }
+        rows.sort_by_key(|row| row.cidr);
+        Ok(rows)
+    }
+
+    fn name_servers(&self) -> io::Result<Vec<NameServerRow>> {
+        let mut rows = Vec::new();
+        for entry in self.names4.iter() {
+            let (server, own) = entry.map_err(other)?;
+            rows.push(NameServerRow { name_server: server.into(), answered_at: own.into() });
+        }
+        for entry in self.names6.iter() {
+            let (server, own) = entry.map_err(other)?;
+            let (server, own): (IpAddr, IpAddr) = (server.into(), own.into());
+            // The IPv6 map may hold IPv4 servers once more, as applications with IPv6 sockets see them.
+            if server.to_canonical().is_ipv6() {
+                rows.push(NameServerRow { name_server: server, answered_at: own });
+            }
+        }
+        rows.sort_by_key(|row| row.answered_at);
+        Ok(rows)
+    }
+
+    fn held(&self) -> io::Result<Vec<HeldRow>> {
+        let mut rows = Vec::new();
+        for entry in self.held.iter() {
+            match entry {
+                Ok((flow, verdict)) => rows.push(HeldRow {
+                    source: flow.source(),
+                    destination: flow.destination(),
+                    state: if verdict.pass == 0 { "held" } else { "released" }.into(),
+                    syns: verdict.syns,
+                }),
+                // Decided and removed between finding its key and reading it.
+                Err(MapError::KeyNotFound) => {}
+                Err(e) => return Err(other(e)),
+            }
+        }
+        rows.sort_by_key(|row| (row.destination, row.source));
+        Ok(rows)
+    }
+
+    fn counters(&self) -> io::Result<Vec<CounterRow>> {
+        Counter::ALL
+            .iter()
+            .map(|counter| {
+                let per_cpu = self.counters.get(&(*counter as u32), 0).map_err(other)?;
+                Ok(CounterRow { name: counter.name().into(), value: per_cpu.iter().sum() })
+            })
+            .collect()
+    }
+}
+
+fn rule_row(ip: IpAddr, prefix: u32, rule: Rule) -> io::Result<RuleRow> {
+    let prefix = u8::try_from(prefix).map_err(io::Error::other)?;
+    Ok(RuleRow {
+        cidr: IpNet::new(ip, prefix).map_err(io::Error::other)?,
+        action: match rule.action() {
+            Some(Action::Steer) => "steer",
+            Some(Action::Except) => "except",
+            None => "unknown",
+        }
+        .into(),
+    })
+}
+
+fn open(file: &OwnedFd) -> io::Result<Map> {
+    Map::from_map_data(MapData::from_fd(file.try_clone()?).map_err(other)?).map_err(other)
+}
+
+fn other(e: MapError) -> io::Error {
+    io::Error::other(e)
+}

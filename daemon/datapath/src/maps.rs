@@ -1,0 +1,61 @@
+//! What the kernel's maps say, as data: the body of `tpx maps dump`.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// One look at all maps. Not atomic: entries may come and go between the rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapsDump {
+    /// What is steered, in the order of the addresses.
+    pub rules: Vec<RuleRow>,
+    /// Whose port 53 is answered by tpx.
+    pub name_servers: Vec<NameServerRow>,
+    /// Connections whose first packet is held or was just released.
+    pub held: Vec<HeldRow>,
+    /// Sockets of the daemon's own that no program touches.
+    pub bypassed_sockets: u64,
+    /// What the programs counted since they were loaded.
+    pub counters: Vec<CounterRow>,
+}
+
+/// A prefix and what happens to connections into it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleRow {
+    /// The prefix.
+    pub cidr: IpNet,
+    /// `steer` or `except`.
+    pub action: String,
+}
+
+/// A name server and the address that stands for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameServerRow {
+    /// The server that applications believe they ask.
+    pub name_server: IpAddr,
+    /// tpx's own address.
+    pub answered_at: IpAddr,
+}
+
+/// A held connection attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldRow {
+    /// Where the application connects from.
+    pub source: SocketAddr,
+    /// What it asked for.
+    pub destination: SocketAddr,
+    /// `held` or `released`.
+    pub state: String,
+    /// First packets seen, the first one included.
+    pub syns: u32,
+}
+
+/// A counter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterRow {
+    /// Its name.
+    pub name: String,
+    /// Sum over all CPUs.
+    pub value: u64,
+}

@@ -1,0 +1,200 @@
+//! The command line: what can be typed. One module per command does it.
+
+mod connect;
+mod launch;
+mod manager;
+mod output;
+mod render;
+mod simple;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{failure::Failure, paths};
+
+const EXAMPLES: &str = "\
+Examples:
+  tpx manager install                 put the traffic manager into the cluster, once
+  tpx connect                         join the cluster of kubectl's current context
+  curl web-app.emojivoto              services by name, pods and services by address
+  tpx connect -n emojivoto -- make    run a command while connected, then quit
+  tpx status                          what is connected, and how
+  tpx quit                            leave
+
+Exit codes:
+  0 success        3 not connected       6 the traffic manager
+  1 internal       4 already connected   7 the privileged daemon or the kernel
+  2 usage          5 Kubernetes (kubeconfig, credentials, API server)";
+
+/// A developer's laptop inside a Kubernetes cluster.
+#[derive(Parser)]
+#[command(name = "tpx", version = tpx_api::VERSION, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Args)]
+pub struct Global {
+    /// How to print the result
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Name of the connection, when there are several
+    #[arg(long, global = true, default_value = "default", value_parser = connection_name)]
+    name: String,
+}
+
+/// Form of results.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// One JSON document; errors as {"error": …}
+    Json,
+    /// One YAML document
+    Yaml,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Join a cluster
+    ///
+    /// Returns when the datapath carries traffic: services by name, pods and services by address, for every process of
+    /// this machine. With `-- CMD` it runs CMD, leaves when CMD ends, and exits with CMD's code.
+    #[command(after_help = "Examples:\n  tpx connect\n  tpx connect --context staging -n shop\n  \
+                            tpx connect --mapped-namespaces shop,billing\n  tpx connect -- curl web-app.emojivoto")]
+    Connect(ConnectArgs),
+    /// Show what is connected, and how
+    Status,
+    /// Leave the cluster; nothing stays behind
+    Quit,
+    /// Show versions of this program, its daemons and the traffic manager
+    Version,
+    /// List the cluster's namespaces and whether their names resolve here
+    ListNamespaces,
+    /// Look at the kernel's own maps
+    Maps {
+        #[command(subcommand)]
+        command: MapsCommand,
+    },
+    /// Install or remove the traffic manager in the cluster
+    Manager {
+        #[command(subcommand)]
+        command: ManagerCommand,
+    },
+    /// The user daemon; started by `tpx connect`
+    #[command(hide = true)]
+    Userd,
+}
+
+/// Flags of `tpx connect`.
+#[derive(Args)]
+pub struct ConnectArgs {
+    #[command(flatten)]
+    kube: KubeArgs,
+    /// Namespace whose services resolve by a single label [default: the context's]
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// Resolve names of these namespaces only
+    #[arg(long, value_delimiter = ',', value_name = "NS,NS")]
+    mapped_namespaces: Vec<String>,
+    /// The privileged daemon's socket
+    #[arg(long, default_value = paths::ROOTD_SOCKET, env = "TPX_ROOTD_SOCKET", hide = true)]
+    rootd_socket: PathBuf,
+    /// Run this while connected
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+/// Which cluster, and where its manager lives.
+#[derive(Args, Clone)]
+pub struct KubeArgs {
+    /// kubeconfig context [default: the current one]
+    #[arg(long)]
+    context: Option<String>,
+    /// kubeconfig file [default: $KUBECONFIG, then ~/.kube/config]
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Namespace of the traffic manager
+    #[arg(long, default_value = tpx_install::DEFAULT_NAMESPACE)]
+    manager_namespace: String,
+}
+
+#[derive(Subcommand)]
+enum MapsCommand {
+    /// Print rules, name servers, held connections and counters as the kernel has them
+    Dump,
+}
+
+#[derive(Subcommand)]
+enum ManagerCommand {
+    /// Install the traffic manager, or bring it to this version
+    #[command(after_help = "Examples:\n  tpx manager install\n  tpx manager install --context staging --image registry.example/tpx-manager:1")]
+    Install {
+        #[command(flatten)]
+        kube: KubeArgs,
+        /// Image to run [default: the one of this version]
+        #[arg(long)]
+        image: Option<String>,
+    },
+    /// Remove what install made
+    Uninstall {
+        #[command(flatten)]
+        kube: KubeArgs,
+    },
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let out = output::Output::new(cli.global.format);
+    let name = cli.global.name;
+    let result: Result<ExitCode, Failure> = match cli.command {
+        Command::Connect(args) => connect::run(&out, &name, args),
+        Command::Status => simple::status(&out, &name),
+        Command::Quit => simple::quit(&out, &name),
+        Command::Version => simple::version(&out, &name),
+        Command::ListNamespaces => simple::list_namespaces(&out, &name),
+        Command::Maps { command: MapsCommand::Dump } => simple::maps_dump(&out, &name),
+        Command::Manager { command: ManagerCommand::Install { kube, image } } => manager::install(&out, kube, image),
+        Command::Manager { command: ManagerCommand::Uninstall { kube } } => manager::uninstall(&out, kube),
+        Command::Userd => crate::userd::main(&name),
+    };
+    result.unwrap_or_else(|failure| {
+        out.failure(&failure);
+        ExitCode::from(failure.kind.exit_code())
+    })
+}
+
+/// Connection names become file names.
+fn connection_name(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 63 || text.starts_with('.') || !text.chars().all(fine) {
+        return Err("use 1 to 63 letters, digits, '-', '_' or '.', not starting with '.'".into());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn connection_names_are_file_names() {
+        assert!(connection_name("shop-2").is_ok());
+        for bad in ["", "a/b", "..", ".hidden", "a b", &"x".repeat(64)] {
+            assert!(connection_name(bad).is_err(), "{bad}");
+        }
+    }
+}

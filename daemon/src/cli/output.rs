@@ -1,0 +1,83 @@
+//! Printing: results to stdout in the chosen form, progress and errors to stderr, colour only on a terminal.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::Format;
+use crate::failure::Failure;
+
+/// Where and how to print.
+pub struct Output {
+    format: Format,
+}
+
+impl Output {
+    /// Prints in this form.
+    pub fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    /// Prints a result: `text` for people, `value` for programs.
+    pub fn result<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) {
+        let document = match self.format {
+            Format::Text => text(),
+            Format::Json => serde_json::to_string_pretty(value).unwrap_or_default(),
+            Format::Yaml => serde_saphyr::to_string(value).unwrap_or_default(),
+        };
+        // A closed pipe (`tpx status | head`) is not an error worth a panic.
+        let _ = writeln!(std::io::stdout(), "{}", document.trim_end());
+    }
+
+    /// Prints a failure: a line on stderr for people, a document on stdout for programs.
+    pub fn failure(&self, failure: &Failure) {
+        if self.format == Format::Text {
+            let (red, plain) = if std::io::stderr().is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+            let _ = writeln!(std::io::stderr(), "{red}error:{plain} {failure}");
+        } else {
+            self.result(&serde_json::json!({ "error": failure }), String::new);
+        }
+    }
+
+    /// Starts showing progress: a spinner on a terminal, else one line a step.
+    pub fn progress(&self) -> Progress {
+        if self.format == Format::Text && std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new_spinner();
+            bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed:.dim}").expect("a valid template"));
+            bar.enable_steady_tick(Duration::from_millis(100));
+            Progress::Spinner(bar)
+        } else {
+            Progress::Lines
+        }
+    }
+}
+
+/// Progress of one command. Disappears from a terminal when dropped.
+pub enum Progress {
+    /// On a terminal.
+    Spinner(ProgressBar),
+    /// Elsewhere.
+    Lines,
+}
+
+impl Progress {
+    /// The step that is going on now.
+    pub fn step(&self, text: &str) {
+        match self {
+            Progress::Spinner(bar) => bar.set_message(text.to_owned()),
+            Progress::Lines => eprintln!("{text}"),
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Progress::Spinner(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! How the command line talks to the user daemon: one JSON document a line over a Unix socket that only its user can
+//! open. A request is answered by any number of [`Reply::Progress`] lines and one final line.
+
+mod client;
+mod server;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tpx_datapath::MapsDump;
+
+pub use client::{Client, Waiting};
+pub use server::{Bound, Exchange, bind};
+
+use crate::{failure::Failure, userd::status::Status};
+
+/// Longest line in either direction, in bytes.
+pub const MAX_LINE: usize = 16 << 20;
+
+/// What the command line asks.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Connect to a cluster; once in a daemon's life.
+    Connect(ConnectParams),
+    /// What is going on.
+    Status,
+    /// End the connection and the daemon.
+    Quit,
+    /// The kernel's own maps.
+    MapsDump,
+    /// The namespaces that are mapped.
+    ListNamespaces,
+}
+
+/// What `tpx connect` was asked for, before defaults from kubeconfig.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ConnectParams {
+    /// Namespace whose services are known by a single label.
+    pub namespace: Option<String>,
+    /// kubeconfig context.
+    pub context: Option<String>,
+    /// kubeconfig file.
+    pub kubeconfig: Option<PathBuf>,
+    /// Only these namespaces' names are the cluster's; empty: all.
+    pub mapped_namespaces: Vec<String>,
+    /// Where the manager runs.
+    pub manager_namespace: String,
+    /// The privileged daemon's socket.
+    pub rootd_socket: PathBuf,
+}
+
+/// One line of an answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", content = "body", rename_all = "snake_case")]
+pub enum Reply {
+    /// The step that is going on now.
+    Progress(String),
+    /// Final: done, nothing to tell.
+    Done,
+    /// Final: the state.
+    Status(Box<Status>),
+    /// Final: the kernel's maps.
+    Maps(Box<MapsDump>),
+    /// Final: namespaces.
+    Namespaces(Vec<NamespaceRow>),
+    /// Final: it failed.
+    Failed(Failure),
+}
+
+/// One row of `tpx list-namespaces`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NamespaceRow {
+    /// Its name.
+    pub name: String,
+    /// Whether its services resolve on the laptop.
+    pub mapped: bool,
+    /// Whether its services resolve by a single label.
+    pub connected: bool,
+}

@@ -1,0 +1,64 @@
+//! Where things are on this machine.
+
+use std::{
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::PathBuf,
+};
+
+/// The folder of the user daemons' sockets, made on first use; nobody else can enter it.
+///
+/// `$XDG_RUNTIME_DIR/tpx`, else `/tmp/tpx-UID`.
+///
+/// # Errors
+/// When it cannot be made, or belongs to somebody else.
+pub fn runtime_dir() -> io::Result<PathBuf> {
+    let uid = rustix::process::geteuid().as_raw();
+    let dir = match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(base) if !base.is_empty() => PathBuf::from(base).join("tpx"),
+        _ => PathBuf::from(format!("/tmp/tpx-{uid}")),
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    let meta = std::fs::symlink_metadata(&dir)?;
+    if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o077 != 0 {
+        return Err(io::Error::other(format!("{} is not a private folder of uid {uid}", dir.display())));
+    }
+    Ok(dir)
+}
+
+/// The socket of the user daemon called `name`.
+///
+/// # Errors
+/// As [`runtime_dir`].
+pub fn socket(name: &str) -> io::Result<PathBuf> {
+    Ok(runtime_dir()?.join(format!("{name}.sock")))
+}
+
+/// The user daemon's log file; its folder is made on first use.
+///
+/// # Errors
+/// When the folder cannot be made.
+pub fn log_file(name: &str) -> io::Result<PathBuf> {
+    let state = match std::env::var_os("XDG_STATE_HOME") {
+        Some(base) if !base.is_empty() => PathBuf::from(base),
+        _ => match std::env::var_os("HOME") {
+            Some(home) if !home.is_empty() => PathBuf::from(home).join(".local/state"),
+            _ => runtime_dir()?,
+        },
+    };
+    let dir = state.join("tpx");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+    Ok(dir.join(format!("{name}.log")))
+}
+
+/// Where the privileged daemon listens unless told otherwise.
+pub const ROOTD_SOCKET: &str = "/run/tpx/rootd.sock";
+
+/// The privileged daemon's binary: beside this one, else found on PATH by whoever starts it.
+pub fn rootd_binary() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join("tpx-rootd")))
+        .filter(|path| path.is_file())
+        .unwrap_or_else(|| PathBuf::from("tpx-rootd"))
+}

@@ -1,0 +1,139 @@
+//! What `tpx status` shows; also its JSON and YAML form, so fields are part of the interface.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The whole state of one connection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The connection's name.
+    pub name: String,
+    /// Whether streams can be opened now.
+    pub state: State,
+    /// Which cluster.
+    pub kubernetes: Kubernetes,
+    /// The namespace whose services are known by a single label.
+    pub namespace: String,
+    /// The namespaces that names are limited to; `null`: all.
+    pub mapped_namespaces: Option<Vec<String>>,
+    /// The cluster side.
+    pub manager: Manager,
+    /// The laptop side.
+    pub datapath: Datapath,
+    /// Names.
+    pub dns: Dns,
+    /// Connections since `tpx connect`.
+    pub flows: Flows,
+    /// The user daemon.
+    pub user_daemon: UserDaemon,
+    /// The privileged daemon.
+    pub root_daemon: RootDaemon,
+}
+
+/// Whether the tunnel carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Yes.
+    Connected,
+    /// The carrier was lost and is being made again; new connections fail meanwhile.
+    Reconnecting,
+}
+
+/// The API server and who asks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kubernetes {
+    /// kubeconfig's context.
+    pub context: String,
+    /// The API server's URL.
+    pub server: String,
+}
+
+/// The traffic manager.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manager {
+    /// Where it runs.
+    pub namespace: String,
+    /// Its version.
+    pub version: String,
+    /// How streams reach it.
+    pub carrier: String,
+    /// Its id for this laptop's stay.
+    pub session: String,
+}
+
+/// How connections enter the tunnel.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Datapath {
+    /// `ebpf`.
+    pub road: String,
+    /// What steers: the cluster subnets.
+    pub subnets: Vec<Subnet>,
+    /// What never enters the tunnel although a subnet covers it.
+    pub except: Vec<IpNet>,
+}
+
+/// One cluster subnet.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Subnet {
+    /// Its range.
+    pub cidr: IpNet,
+    /// `services` or `pods`.
+    pub role: String,
+    /// How it is reached: `direct`, under its own addresses.
+    pub mode: String,
+}
+
+/// The name server side.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Dns {
+    /// The original name servers, whose port 53 is answered by tpx.
+    pub name_servers: Vec<String>,
+    /// The cluster's domain.
+    pub cluster_domain: String,
+    /// Questions seen.
+    pub queries: u64,
+    /// Of these, answered by the cluster.
+    pub cluster: u64,
+    /// Of these, passed on to the original name servers.
+    pub forwarded: u64,
+    /// Of these, answered with an error of tpx's own.
+    pub failed: u64,
+}
+
+/// Counters of connections.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Flows {
+    /// Carried now.
+    pub open: u64,
+    /// Carried so far, the open ones included.
+    pub opened: u64,
+    /// Whose `connect()` failed as the cluster said.
+    pub refused: u64,
+    /// Bytes from the laptop to the cluster, of ended flows.
+    pub bytes_up: u64,
+    /// Bytes from the cluster to the laptop, of ended flows.
+    pub bytes_down: u64,
+}
+
+/// The process that carries bytes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UserDaemon {
+    /// Its version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Its log.
+    pub log: String,
+    /// Seconds since it connected.
+    pub connected_seconds: u64,
+}
+
+/// The process that does verbs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RootDaemon {
+    /// Its version.
+    pub version: String,
+    /// Its socket.
+    pub socket: String,
+}
