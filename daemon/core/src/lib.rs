@@ -5,5 +5,6 @@
 #![forbid(unsafe_code)]
 
 pub mod dial;
+pub mod dns;
 pub mod plan;
 pub mod syngate;

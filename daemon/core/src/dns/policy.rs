@@ -1,0 +1,183 @@
+//! Who answers a question: the cluster, the original name servers, or both in turn.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::{Name, Question, reverse_net};
+
+/// What the decision depends on. Order and repetition in the lists make no difference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyConfig {
+    /// The cluster's domain, as in `cluster.local`. The root stands for "not known yet".
+    pub cluster_domain: Name,
+    /// The namespaces the cluster has, as last heard.
+    pub namespaces: BTreeSet<String>,
+    /// With a value, only these namespaces' names are the cluster's (`--mapped-namespaces`), existing or not.
+    pub mapped_namespaces: Option<BTreeSet<String>>,
+    /// The namespace whose services are known by a single label.
+    pub connected_namespace: Option<String>,
+    /// Names under these belong to the original servers, although a namespace is called like the suffix.
+    /// Nothing under the cluster domain, `.svc` or `.pod` is affected.
+    pub exclude_suffixes: BTreeSet<Name>,
+    /// Names under these are asked in the cluster as they are; stronger than `exclude_suffixes`.
+    pub include_suffixes: BTreeSet<Name>,
+    /// The cluster's service and pod subnets, for reverse names.
+    pub subnets: Vec<IpNet>,
+}
+
+impl PolicyConfig {
+    /// The suffixes excluded where the user says nothing else: top-level domains that are also likely words.
+    pub const DEFAULT_EXCLUDE_SUFFIXES: [&'static str; 5] = [".com", ".io", ".net", ".org", ".ru"];
+
+    /// A configuration that knows the cluster's domain and no namespace, with the default exclusions.
+    pub fn new(cluster_domain: Name) -> Self {
+        Self {
+            cluster_domain,
+            namespaces: BTreeSet::new(),
+            mapped_namespaces: None,
+            connected_namespace: None,
+            exclude_suffixes: Self::DEFAULT_EXCLUDE_SUFFIXES.iter().filter_map(|text| text.parse().ok()).collect(),
+            include_suffixes: BTreeSet::new(),
+            subnets: Vec::new(),
+        }
+    }
+
+    /// Whether short names may end in this namespace.
+    fn is_cluster_namespace(&self, label: &[u8]) -> bool {
+        contains(self.mapped_namespaces.as_ref().unwrap_or(&self.namespaces), label)
+    }
+
+    /// Whether `--mapped-namespaces` hides this namespace.
+    fn is_hidden_namespace(&self, label: &[u8]) -> bool {
+        self.mapped_namespaces.as_ref().is_some_and(|mapped| !contains(mapped, label))
+    }
+
+    /// Whether a host must be asked through the cluster because a reverse name covers it.
+    fn covers(&self, net: &IpNet) -> bool {
+        self.subnets.iter().any(|subnet| subnet.contains(net))
+    }
+}
+
+fn contains(namespaces: &BTreeSet<String>, label: &[u8]) -> bool {
+    // Names come in lower case; what a user typed may not.
+    namespaces.iter().any(|namespace| namespace.as_bytes().eq_ignore_ascii_case(label))
+}
+
+/// Who answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// The cluster alone. The candidates are absolute names, asked in turn until one exists; never empty.
+    Cluster {
+        /// What to ask.
+        candidates: Vec<Name>,
+    },
+    /// The cluster, and where no candidate exists the original server.
+    ClusterThenElsewhere {
+        /// What to ask.
+        candidates: Vec<Name>,
+    },
+    /// The original server, untouched.
+    Elsewhere,
+    /// Nobody: the name belongs to a part of the cluster that must not be seen, or cannot exist.
+    NxDomain,
+}
+
+/// Decides who answers `question`.
+///
+/// In this order: the cluster domain and what lies under it; reverse names of the cluster's subnets; `.svc` and
+/// `.pod`; included suffixes; excluded suffixes; names whose last label is one of the cluster's namespaces; single
+/// labels, which are services of the connected namespace. The first four and the namespaces never go elsewhere, also
+/// when the cluster does not know the name: it would tell strangers what runs inside.
+pub fn decide(config: &PolicyConfig, question: &Question) -> Decision {
+    let name = &question.name;
+    let domain = &config.cluster_domain;
+    if !domain.is_empty()
+        && let Some(relative) = name.relative_to(domain)
+    {
+        return if is_hidden(config, &relative) { Decision::NxDomain } else { cluster([Some(name.clone())]) };
+    }
+    if let Some(net) = reverse_net(name)
+        && config.covers(&net)
+    {
+        return cluster([Some(name.clone())]);
+    }
+    let Some(top) = name.from_top(0) else { return Decision::Elsewhere };
+    let included = under_any(name, &config.include_suffixes).then(|| name.clone());
+    if name.len() > 1 {
+        // A namespace may be called `svc` or `pod`: then a name has two readings, and both are asked.
+        let in_namespace = config.is_cluster_namespace(top).then(|| expand(name, Some("svc"), domain)).flatten();
+        if matches!(top, b"svc" | b"pod") {
+            let absolute = (!is_hidden(config, name)).then(|| expand(name, None, domain)).flatten();
+            return cluster([absolute, in_namespace, included]);
+        }
+        if included.is_none() && under_any(name, &config.exclude_suffixes) {
+            return Decision::Elsewhere;
+        }
+        if included.is_some() || config.is_cluster_namespace(top) {
+            return cluster([in_namespace, included]);
+        }
+        return Decision::Elsewhere;
+    }
+    if included.is_some() {
+        return cluster([included]);
+    }
+    single_label(config, question)
+}
+
+/// A single label is a service of the connected namespace, if that has one of this name.
+fn single_label(config: &PolicyConfig, question: &Question) -> Decision {
+    let Some(namespace) = &config.connected_namespace else { return Decision::Elsewhere };
+    let ours = !config.is_hidden_namespace(namespace.as_bytes())
+        && !under_any(&question.name, &config.exclude_suffixes)
+        // The root's delegations are no services; `localhost` never leaves the host (RFC 6761, 6.3).
+        && !question.record_type.is_infrastructure()
+        && question.name.from_top(0) != Some(b"localhost");
+    let candidate = question
+        .name
+        .child_of_label(namespace)
+        .ok()
+        .filter(|_| ours)
+        .and_then(|name| expand(&name, Some("svc"), &config.cluster_domain));
+    match candidate {
+        Some(candidate) => Decision::ClusterThenElsewhere { candidates: vec![candidate] },
+        None => Decision::Elsewhere,
+    }
+}
+
+/// Whether a name, relative to the cluster domain, lies in a namespace that the user left out.
+fn is_hidden(config: &PolicyConfig, relative: &Name) -> bool {
+    match (relative.from_top(0), relative.from_top(1)) {
+        (Some(b"svc" | b"pod"), Some(namespace)) => config.is_hidden_namespace(namespace),
+        _ => false,
+    }
+}
+
+/// `name`, then `label`, then the cluster's domain; `None` when that is no name or the domain is not known.
+fn expand(name: &Name, label: Option<&str>, domain: &Name) -> Option<Name> {
+    if domain.is_empty() {
+        return None;
+    }
+    match label {
+        Some(label) => name.child_of_label(label).ok()?.join(domain).ok(),
+        None => name.join(domain).ok(),
+    }
+}
+
+fn under_any(name: &Name, suffixes: &BTreeSet<Name>) -> bool {
+    suffixes.iter().any(|suffix| !suffix.is_empty() && name.is_under(suffix))
+}
+
+fn cluster<const N: usize>(candidates: [Option<Name>; N]) -> Decision {
+    let mut distinct = Vec::new();
+    for candidate in candidates.into_iter().flatten() {
+        if !distinct.contains(&candidate) {
+            distinct.push(candidate);
+        }
+    }
+    if distinct.is_empty() { Decision::NxDomain } else { Decision::Cluster { candidates: distinct } }
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;
