@@ -5,6 +5,8 @@ mod flow;
 mod host;
 #[cfg(target_os = "linux")]
 pub mod linux;
+#[cfg(target_os = "linux")]
+pub mod remote;
 mod maps;
 
 pub use flow::{FlowSource, Knock};
