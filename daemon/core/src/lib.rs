@@ -7,4 +7,5 @@
 pub mod dial;
 pub mod dns;
 pub mod plan;
+pub mod planning;
 pub mod syngate;

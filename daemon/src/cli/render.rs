@@ -1,0 +1,146 @@
+//! Results as text for people.
+
+use std::fmt::Display;
+
+use comfy_table::{Table, presets};
+use tpx_datapath::MapsDump;
+
+use crate::{
+    ipc::NamespaceRow,
+    userd::status::{State, Status},
+};
+
+/// What `tpx connect` says in the end.
+pub fn connected(status: &Status) -> String {
+    let mut text = format!(
+        "Connected to context {}, namespace {} ({})",
+        status.kubernetes.context, status.namespace, status.kubernetes.server
+    );
+    if let Some(mapped) = &status.mapped_namespaces {
+        text += &format!("\nNames are limited to the namespaces {}", mapped.join(", "));
+    }
+    text
+}
+
+/// `tpx status`.
+pub fn status(s: &Status) -> String {
+    let state = match s.state {
+        State::Connected => "connected",
+        State::Reconnecting => "reconnecting: the carrier was lost, new connections fail until it is back",
+    };
+    let subnets: Vec<String> =
+        s.datapath.subnets.iter().map(|n| format!("{} ({}, {})", n.cidr, n.role, n.mode)).collect();
+    let mapped = s.mapped_namespaces.as_ref().map_or_else(|| "all".into(), |names| names.join(", "));
+    let mut rows = vec![
+        ("Status", state.to_owned()),
+        ("Kubernetes server", s.kubernetes.server.clone()),
+        ("Kubernetes context", s.kubernetes.context.clone()),
+        ("Namespace", s.namespace.clone()),
+        ("Mapped namespaces", mapped),
+        ("Traffic manager", format!("{}, version {}", s.manager.namespace, s.manager.version)),
+        ("Carrier", s.manager.carrier.clone()),
+        ("Datapath", s.datapath.road.clone()),
+        ("Subnets", subnets.join("\n")),
+    ];
+    if !s.datapath.except.is_empty() {
+        rows.push(("Never steered", join(&s.datapath.except)));
+    }
+    rows.extend([
+        ("Name servers", format!("{} (answered by tpx for the cluster)", s.dns.name_servers.join(", "))),
+        ("Cluster domain", s.dns.cluster_domain.clone()),
+        (
+            "Names asked",
+            format!(
+                "{} ({} cluster, {} passed on, {} failed)",
+                s.dns.queries, s.dns.cluster, s.dns.forwarded, s.dns.failed
+            ),
+        ),
+        (
+            "Connections",
+            format!("{} open, {} so far, {} refused by the cluster", s.flows.open, s.flows.opened, s.flows.refused),
+        ),
+        (
+            "User daemon",
+            format!("version {}, pid {}, log {}", s.user_daemon.version, s.user_daemon.pid, s.user_daemon.log),
+        ),
+        ("Root daemon", format!("version {}, socket {}", s.root_daemon.version, s.root_daemon.socket)),
+    ]);
+    pairs(&rows)
+}
+
+/// `tpx list-namespaces`.
+pub fn namespaces(rows: &[NamespaceRow]) -> String {
+    table(
+        &["NAMESPACE", "NAMES"],
+        rows.iter().map(|row| {
+            let names = match (row.connected, row.mapped) {
+                (true, _) => "mapped, also by single label",
+                (false, true) => "mapped",
+                (false, false) => "not mapped",
+            };
+            vec![row.name.clone(), names.into()]
+        }),
+    )
+}
+
+/// `tpx maps dump`.
+pub fn maps(maps: &MapsDump) -> String {
+    let rules = table(&["RULE", "ACTION"], maps.rules.iter().map(|r| vec![r.cidr.to_string(), r.action.clone()]));
+    let names = table(
+        &["NAME SERVER", "ANSWERED AT"],
+        maps.name_servers.iter().map(|r| vec![r.name_server.to_string(), r.answered_at.to_string()]),
+    );
+    let held = table(
+        &["HELD FROM", "TO", "STATE", "SYNS"],
+        maps.held.iter().map(|r| {
+            vec![r.source.to_string(), r.destination.to_string(), r.state.clone(), r.syns.to_string()]
+        }),
+    );
+    let counters =
+        table(&["COUNTER", "VALUE"], maps.counters.iter().map(|r| vec![r.name.clone(), r.value.to_string()]));
+    format!("{rules}\n\n{names}\n\n{held}\n\n{counters}\n\nOwn sockets bypassed: {}", maps.bypassed_sockets)
+}
+
+/// Two aligned columns: what and how much. Further lines of a value go under its first.
+pub fn pairs<T: Display>(rows: &[(&str, T)]) -> String {
+    let mut table = plain();
+    for (key, value) in rows {
+        table.add_row([format!("{key}:"), value.to_string()]);
+    }
+    trimmed(&table)
+}
+
+fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = plain();
+    table.set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    trimmed(&table)
+}
+
+fn plain() -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table
+}
+
+/// The table without the padding at its sides.
+fn trimmed(table: &Table) -> String {
+    let lines = table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn join<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_aligned_and_keep_lines() {
+        assert_eq!(pairs(&[("A", "1\n2"), ("Long", "3")]), "A:     1\n       2\nLong:  3");
+    }
+}

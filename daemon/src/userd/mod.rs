@@ -1,0 +1,145 @@
+//! The user daemon: one process a connection. It holds everything that lives as long as the connection does, and ends
+//! with it.
+
+mod cluster;
+mod connect;
+mod connection;
+mod flows;
+mod kubernetes;
+mod lanes;
+mod names;
+mod probe;
+mod session;
+pub mod status;
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use self::connection::Connection;
+use crate::{
+    failure::{Failure, Kind, chain},
+    ipc::{self, Bound, ConnectParams, Exchange, Reply, Request},
+    paths,
+};
+
+/// A daemon that nobody asks to connect does not stay.
+const UNASKED: Duration = Duration::from_secs(30);
+
+/// Runs the user daemon called `name` until its connection ends.
+pub fn main(name: &str) -> Result<ExitCode, Failure> {
+    let run = || -> Result<()> {
+        // Ctrl-C in the terminal of `tpx connect` is not meant for the daemon.
+        let _ = rustix::process::setsid();
+        tracing_subscriber::fmt()
+            .with_env_filter(
+                tracing_subscriber::EnvFilter::try_from_env("TPX_LOG").unwrap_or_else(|_| "info".into()),
+            )
+            .with_ansi(false)
+            .with_writer(std::io::stderr)
+            .init();
+        rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(serve(name))?;
+        // A blocked look-up must not keep the process.
+        runtime.shutdown_timeout(Duration::from_millis(200));
+        Ok(())
+    };
+    run().map(|()| ExitCode::SUCCESS).map_err(|e| Failure::internal(chain(e.as_ref())))
+}
+
+async fn serve(name: &str) -> Result<()> {
+    let bound = ipc::bind(&paths::socket(name)?)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let Some(mut connection) = until_connected(&bound, name).await? else { return Ok(()) };
+    let ended = loop {
+        tokio::select! {
+            request = bound.next() => {
+                let (request, exchange) = request.context("accept on the socket")?;
+                if matches!(request, Request::Quit) {
+                    break Some(exchange);
+                }
+                connection.answer(request, exchange);
+            }
+            why = connection.lost() => {
+                tracing::error!("the connection has ended: {why}");
+                break None;
+            }
+            _ = terminate.recv() => break None,
+            _ = interrupt.recv() => break None,
+        }
+    };
+    connection.close().await;
+    // The socket's file goes first: who sees the answer can connect anew at once.
+    drop(bound);
+    if let Some(mut exchange) = ended {
+        let _ = exchange.send(&Reply::Done).await;
+    }
+    Ok(())
+}
+
+/// Answers requests until one has led to a connection. `None`: the attempt failed and was reported, or nobody asked.
+async fn until_connected(bound: &Bound, name: &str) -> Result<Option<Connection>> {
+    loop {
+        let Ok(next) = tokio::time::timeout(UNASKED, bound.next()).await else {
+            tracing::info!("nobody asked to connect");
+            return Ok(None);
+        };
+        let (request, mut exchange) = next.context("accept on the socket")?;
+        match request {
+            Request::Connect(params) => return Ok(connect_for(bound, name, params, exchange).await),
+            Request::Quit => {
+                let _ = exchange.send(&Reply::Done).await;
+                return Ok(None);
+            }
+            _ => not_yet(exchange, "not connected").await,
+        }
+    }
+}
+
+/// One attempt to connect, as `exchange` asked. Whoever else asks meanwhile is told so; when the asker leaves, the
+/// attempt ends with it.
+async fn connect_for(bound: &Bound, name: &str, params: ConnectParams, mut exchange: Exchange) -> Option<Connection> {
+    let (progress, mut steps) = mpsc::unbounded_channel();
+    let mut attempt = std::pin::pin!(connect::connect(name, params, progress));
+    let result = loop {
+        tokio::select! {
+            result = &mut attempt => break result,
+            Some(step) = steps.recv() => {
+                if exchange.send(&Reply::Progress(step)).await.is_err() {
+                    return None;
+                }
+            }
+            () = exchange.closed() => {
+                tracing::info!("the command line left while connecting");
+                return None;
+            }
+            Ok((_, other)) = bound.next() => not_yet(other, "still connecting").await,
+        }
+    };
+    match result {
+        Ok(connection) => {
+            let status = Box::new(connection.status());
+            if exchange.send(&Reply::Status(status)).await.is_err() {
+                connection.close().await;
+                return None;
+            }
+            Some(connection)
+        }
+        Err(failure) => {
+            tracing::error!("{failure}");
+            let _ = exchange.send(&Reply::Failed(failure)).await;
+            None
+        }
+    }
+}
+
+async fn not_yet(mut exchange: Exchange, what: &str) {
+    let failure = Failure::new(Kind::NotConnected, what, "wait for `tpx connect`, or run it");
+    let _ = exchange.send(&Reply::Failed(failure)).await;
+}
