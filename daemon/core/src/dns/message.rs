@@ -107,6 +107,11 @@ impl Question {
         Self { name, record_type, class: 1 }
     }
 
+    /// Bytes of the question in a message; one that [`Question::parse`] read stands right behind the header.
+    pub fn wire_len(&self) -> usize {
+        self.name.to_wire().len() + 4
+    }
+
     /// Reads the question of a message.
     ///
     /// # Errors

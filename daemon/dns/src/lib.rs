@@ -1,0 +1,24 @@
+//! The name server in place of the laptop's own: cluster names from the cluster, all others from where they came.
+//!
+//! The decisions are [`tpx_core::dns`]'s; this crate carries them over sockets. One [`BoundSockets`] stands for one
+//! original name server, so that a question which is not the cluster's goes on to the very server it was meant for.
+//!
+//! Messages are read and answers written with `hickory-server`'s [`Request`] and [`MessageResponseBuilder`], but its
+//! `Server` is not used for the sockets: its `ResponseHandler` accepts only a `MessageResponse`, so a forwarded answer
+//! would be taken apart and encoded anew (other compression, lost unknown header bits), it answers FORMERR by itself
+//! for messages that it cannot parse but the original server could, and it starts one task for every datagram without
+//! a bound. "Untouched" needs the bytes; hence the small loops in `udp` and `tcp`.
+//!
+//! [`Request`]: hickory_server::server::Request
+//! [`MessageResponseBuilder`]: hickory_server::zone_handler::MessageResponseBuilder
+
+mod cluster;
+mod reply;
+mod server;
+mod tcp;
+mod udp;
+mod upstream;
+
+pub use cluster::{ClusterResolver, ResolveError};
+pub use server::{BoundSockets, Counts, Limits, Server, ServerHandle, StartError};
+pub use upstream::{Bypass, NoBypass};
