@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 /// Generated from `proto/manager.proto`.
-#[expect(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+#[expect(missing_docs, clippy::all, reason = "generated code")]
 pub mod proto {
     tonic::include_proto!("tpx.manager.v1");
 }

@@ -1,1 +1,28 @@
 //! Carriers, lanes and streams: how bytes travel between laptop and cluster.
+//!
+//! - A [`carrier`] is one transport connection: a port-forward today, TLS or QUIC later.
+//! - A [`lane`] speaks HTTP/2 over a carrier and opens streams; control goes over a lane of its own.
+//! - A [`stream`] is one flow's road: HTTP/2 `CONNECT`, answered only when the far side's dial succeeded.
+//! - [`relay`] moves bytes between a socket and a stream without changing what either end sees.
+//! - [`server`] is the far end: streams and gRPC on one port.
+#![deny(unsafe_code)]
+
+mod body;
+pub mod carrier;
+mod heartbeat;
+pub mod lane;
+#[cfg(feature = "port-forward")]
+pub mod portforward;
+pub mod proxy_status;
+pub mod relay;
+pub mod server;
+mod settings;
+pub mod stream;
+mod target;
+mod tcp;
+
+pub use self::{
+    settings::Settings,
+    stream::Stream,
+    target::{Target, TargetError},
+};

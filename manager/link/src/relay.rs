@@ -1,0 +1,253 @@
+//! Moves bytes between a socket and a stream so that neither end can tell that there are two connections.
+//!
+//! End of file stays end of file (each direction on its own), a reset stays a reset, and a reader that stalls stalls the
+//! writer: bytes are taken from the socket only when the stream has room, and the stream's window opens again only when
+//! its bytes are in the socket.
+
+mod queue;
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use tokio::{io::Interest, net::TcpStream};
+
+use self::queue::Queue;
+use crate::{
+    stream::{Stream, StreamError},
+    tcp,
+};
+
+/// What a relay moved, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transferred {
+    /// Bytes from the socket into the stream.
+    pub up: u64,
+    /// Bytes from the stream into the socket.
+    pub down: u64,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How a relay ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// Both directions reached end of file.
+    Finished,
+    /// The socket was reset (or failed), so the stream was.
+    Socket(String),
+    /// The stream was reset or lost, so the socket was.
+    Stream(StreamError),
+}
+
+/// Relays until both directions have ended. Dropping the future resets the stream and the socket.
+pub async fn relay(socket: TcpStream, stream: Stream) -> Transferred {
+    let mut relay = Relay::new(socket, stream);
+    let end = relay.run().await;
+    relay.settle(&end);
+    Transferred { up: relay.up.moved, down: relay.down.moved, end }
+}
+
+struct Relay {
+    socket: TcpStream,
+    up: Up,
+    down: Down,
+    settled: bool,
+    // Last, so that the stream counts as open until its halves are gone.
+    _open: crate::stream::Open,
+}
+
+impl Relay {
+    fn new(socket: TcpStream, stream: Stream) -> Self {
+        // Only latency is at stake: a socket that refuses options shows its trouble when it is used.
+        let _ = tcp::prepare_flow(&socket);
+        let (send, recv, open) = stream.into_parts();
+        Self { socket, up: Up::new(send), down: Down::new(recv), settled: false, _open: open }
+    }
+
+    async fn run(&mut self) -> End {
+        let Self { socket, up, down, .. } = self;
+        // While the stream has no room the socket is not read, and a reset would go unseen.
+        let mut broken = pin!(socket.ready(Interest::ERROR));
+        let mut watching = true;
+        poll_fn(|cx| {
+            if !up.finished
+                && let Poll::Ready(Err(end)) = up.poll(socket, cx)
+            {
+                return Poll::Ready(end);
+            }
+            if !down.finished
+                && let Poll::Ready(Err(end)) = down.poll(socket, cx)
+            {
+                return Poll::Ready(end);
+            }
+            if up.finished && down.finished {
+                return Poll::Ready(End::Finished);
+            }
+            if up.reserved && watching && broken.as_mut().poll(cx).is_ready() {
+                watching = false;
+                if let Ok(Some(error)) = socket.take_error() {
+                    return Poll::Ready(End::Socket(error.to_string()));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn settle(&mut self, end: &End) {
+        self.settled = true;
+        if *end != End::Finished {
+            self.up.send.send_reset(Reason::CONNECT_ERROR);
+            let _ = tcp::reset_on_close(&self.socket);
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.up.send.send_reset(Reason::CONNECT_ERROR);
+            let _ = tcp::reset_on_close(&self.socket);
+        }
+    }
+}
+
+/// Socket to stream.
+struct Up {
+    send: SendStream<Bytes>,
+    buffer: BytesMut,
+    /// How much to read at once; grows while the socket keeps up.
+    chunk: usize,
+    /// Whether the stream was asked for room. An idle stream must not hold any: the lane's window is shared.
+    reserved: bool,
+    moved: u64,
+    finished: bool,
+}
+
+impl Up {
+    const MIN_CHUNK: usize = 8 << 10;
+    const MAX_CHUNK: usize = 128 << 10;
+
+    fn new(send: SendStream<Bytes>) -> Self {
+        Self { send, buffer: BytesMut::new(), chunk: Self::MIN_CHUNK, reserved: false, moved: 0, finished: false }
+    }
+
+    fn poll(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        loop {
+            if !self.reserved {
+                match socket.poll_read_ready(cx) {
+                    Poll::Ready(ready) => ready.map_err(socket_end)?,
+                    Poll::Pending => {
+                        return match self.send.poll_reset(cx) {
+                            Poll::Pending => Poll::Pending,
+                            Poll::Ready(Ok(_)) => Poll::Ready(Err(End::Stream(StreamError::Reset))),
+                            Poll::Ready(Err(error)) => Poll::Ready(Err(End::Stream(error.into()))),
+                        };
+                    }
+                }
+                self.send.reserve_capacity(self.chunk);
+                self.reserved = true;
+            }
+            let mut room = self.send.capacity();
+            if room == 0 {
+                room = match ready!(self.send.poll_capacity(cx)) {
+                    Some(Ok(room)) => room,
+                    Some(Err(error)) => return Poll::Ready(Err(End::Stream(error.into()))),
+                    None => return Poll::Ready(Err(End::Stream(StreamError::Reset))),
+                };
+            }
+            let room = room.min(self.chunk);
+            self.buffer.reserve(room);
+            match socket.try_read_buf(&mut (&mut self.buffer).limit(room)) {
+                Ok(0) => {
+                    self.send.send_data(Bytes::new(), true).map_err(stream_end)?;
+                    self.buffer = BytesMut::new();
+                    self.reserved = false;
+                    self.finished = true;
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(read) => {
+                    self.moved += read as u64;
+                    self.send.send_data(self.buffer.split().freeze(), false).map_err(stream_end)?;
+                    if read == self.chunk {
+                        self.chunk = (self.chunk * 2).min(Self::MAX_CHUNK);
+                    }
+                    self.send.reserve_capacity(self.chunk);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.send.reserve_capacity(0);
+                    self.reserved = false;
+                }
+                Err(error) => return Poll::Ready(Err(socket_end(error))),
+            }
+        }
+    }
+}
+
+/// Stream to socket.
+struct Down {
+    recv: RecvStream,
+    queue: Queue,
+    ended: bool,
+    moved: u64,
+    finished: bool,
+}
+
+impl Down {
+    fn new(recv: RecvStream) -> Self {
+        Self { recv, queue: Queue::default(), ended: false, moved: 0, finished: false }
+    }
+
+    fn poll(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        loop {
+            // The window bounds the queue: nothing is given back before it is written.
+            while !self.ended {
+                match self.recv.poll_data(cx) {
+                    Poll::Ready(Some(data)) => self.queue.push(data.map_err(stream_end)?),
+                    Poll::Ready(None) => self.ended = true,
+                    Poll::Pending => break,
+                }
+            }
+            if self.queue.is_empty() {
+                if !self.ended {
+                    return Poll::Pending;
+                }
+                self.finished = true;
+                return Poll::Ready(shutdown_write(socket).map_err(socket_end));
+            }
+            ready!(socket.poll_write_ready(cx)).map_err(socket_end)?;
+            match socket.try_write_vectored(&self.queue.slices()) {
+                Ok(written) => {
+                    self.queue.advance(written);
+                    self.moved += written as u64;
+                    self.recv.flow_control().release_capacity(written).map_err(stream_end)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(socket_end(error))),
+            }
+        }
+    }
+}
+
+fn shutdown_write(socket: &TcpStream) -> io::Result<()> {
+    match socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write) {
+        // It is gone already, and nothing was lost: all was written.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        result => result,
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used in map_err")]
+fn socket_end(error: io::Error) -> End {
+    End::Socket(error.to_string())
+}
+
+fn stream_end(error: h2::Error) -> End {
+    End::Stream(error.into())
+}
