@@ -1,0 +1,68 @@
+//! The maps. Their names are those of `tpx_ebpf_abi::maps`.
+#![expect(unsafe_code, reason = "the macro exports each map under its name")]
+
+use aya_ebpf::{
+    Global,
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
+};
+use tpx_ebpf_abi::{
+    Counter, Flow, Rule, Verdict, mark,
+    maps::{BYPASS_MAX, HELD_MAX, RULES_MAX, SYNS_BYTES},
+    slot::{NAMES, Slot},
+};
+
+/// Cookie of the network namespace whose sockets are steered.
+#[unsafe(no_mangle)]
+pub(crate) static NETNS_COOKIE: Global<u64> = Global::new(0);
+/// Interface index of the TUN device.
+#[unsafe(no_mangle)]
+pub(crate) static DEVICE: Global<u32> = Global::new(0);
+/// Number of the datapath's slot.
+#[unsafe(no_mangle)]
+static SLOT: Global<u32> = Global::new(0);
+
+#[map]
+pub(crate) static RULES4: LpmTrie<[u8; 4], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
+#[map]
+pub(crate) static RULES6: LpmTrie<[u8; 16], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
+#[map]
+pub(crate) static NAMES4: HashMap<[u8; 4], [u8; 4]> = HashMap::with_max_entries(NAMES as u32, 0);
+#[map]
+pub(crate) static NAMES6: HashMap<[u8; 16], [u8; 16]> = HashMap::with_max_entries(NAMES as u32, 0);
+#[map]
+pub(crate) static SERVERS4: HashMap<[u8; 4], [u8; 4]> = HashMap::with_max_entries(NAMES as u32, 0);
+#[map]
+pub(crate) static SERVERS6: HashMap<[u8; 16], [u8; 16]> = HashMap::with_max_entries(NAMES as u32, 0);
+#[map]
+pub(crate) static BYPASS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(BYPASS_MAX, 0);
+#[map]
+pub(crate) static LISTENERS: SockMap = SockMap::with_max_entries(2, 0);
+#[map]
+pub(crate) static HELD: HashMap<Flow, Verdict> = HashMap::with_max_entries(HELD_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static SYNS: RingBuf = RingBuf::with_byte_size(SYNS_BYTES, 0);
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// Counts one.
+#[inline(always)]
+pub(crate) fn count(what: Counter) {
+    if let Some(n) = COUNTERS.get_ptr_mut(what as u32) {
+        // SAFETY: the kernel gave a valid pointer to this CPU's value.
+        unsafe { *n += 1 }
+    }
+}
+
+/// The mark of steered sockets.
+#[inline(always)]
+pub(crate) fn steer_mark() -> u32 {
+    mark::steer(Slot::masked(SLOT.load()))
+}
+
+/// The mark of packets that the daemon sends.
+#[inline(always)]
+pub(crate) fn reinject_mark() -> u32 {
+    mark::reinject(Slot::masked(SLOT.load()))
+}

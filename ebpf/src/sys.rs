@@ -1,0 +1,298 @@
+//! Contexts and helpers of the kernel, in terms that the programs use.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_sock,
+    helpers::generated::{
+        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
+    },
+    maps::{HashMap, ring_buf::RingBufEntry},
+    programs::{SkBuffContext, SkLookupContext, SockAddrContext},
+};
+use tpx_ebpf_abi::{Counter, Flow, SynRecord, Verdict, mark};
+
+use crate::maps::{BYPASS, NETNS_COOKIE, count};
+
+const AF_INET: u32 = 2;
+const IPPROTO_TCP: u32 = 6;
+const SOCK_STREAM: u32 = 1;
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTODEVICE: i32 = 25;
+const SO_MARK: i32 = 36;
+const IFNAMSIZ: usize = 16;
+/// BPF_HDR_START_NET: offsets count from the IP header.
+const HDR_START_NET: u32 = 1;
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The helpers that set marks and read cookies are offered to programs under a GPL-compatible license only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Four words of a context, one by one. Copied as an array they become a pointer into the context, which the verifier
+/// refuses ("dereference of modified ctx ptr").
+///
+/// # Safety
+/// `at` points at a field of a context.
+#[inline(always)]
+unsafe fn words(at: *const [u32; 4]) -> [u8; 16] {
+    let word = at.cast::<u32>();
+    // SAFETY: the caller's field has four words.
+    let w = unsafe {
+        [word.read_volatile(), word.add(1).read_volatile(), word.add(2).read_volatile(), word.add(3).read_volatile()]
+    };
+    let [a, b, c, d] = w.map(u32::to_ne_bytes);
+    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+}
+
+/// A socket call with an address, inside a cgroup hook.
+pub(crate) struct Call<'a>(pub(crate) &'a SockAddrContext);
+
+impl Call<'_> {
+    /// The IPv4 address of the call.
+    #[inline(always)]
+    pub(crate) fn ip4(&self) -> [u8; 4] {
+        // SAFETY: the kernel's context lives as long as the program runs.
+        unsafe { (*self.0.sock_addr).user_ip4 }.to_ne_bytes()
+    }
+
+    /// Replaces the IPv4 address.
+    #[inline(always)]
+    pub(crate) fn set_ip4(&self, ip: [u8; 4]) {
+        // SAFETY: as in `ip4`; this field may be written.
+        unsafe { (*self.0.sock_addr).user_ip4 = u32::from_ne_bytes(ip) }
+    }
+
+    /// The IPv6 address of the call.
+    #[inline(always)]
+    pub(crate) fn ip6(&self) -> [u8; 16] {
+        // SAFETY: as in `ip4`.
+        unsafe { words(&raw const (*self.0.sock_addr).user_ip6) }
+    }
+
+    /// Replaces the IPv6 address.
+    #[inline(always)]
+    pub(crate) fn set_ip6(&self, ip: [u8; 16]) {
+        // SAFETY: as in `set_ip4`, word by word as the verifier wants it.
+        unsafe {
+            let word = (&raw mut (*self.0.sock_addr).user_ip6).cast::<u32>();
+            word.write_volatile(u32::from_ne_bytes([ip[0], ip[1], ip[2], ip[3]]));
+            word.add(1).write_volatile(u32::from_ne_bytes([ip[4], ip[5], ip[6], ip[7]]));
+            word.add(2).write_volatile(u32::from_ne_bytes([ip[8], ip[9], ip[10], ip[11]]));
+            word.add(3).write_volatile(u32::from_ne_bytes([ip[12], ip[13], ip[14], ip[15]]));
+        }
+    }
+
+    /// The port of the call.
+    #[inline(always)]
+    pub(crate) fn port(&self) -> u16 {
+        // SAFETY: as in `ip4`. The field holds a port in network order.
+        u16::from_be(unsafe { (*self.0.sock_addr).user_port } as u16)
+    }
+
+    /// Whether the socket carries a stream: TCP or MPTCP.
+    #[inline(always)]
+    pub(crate) fn is_stream(&self) -> bool {
+        // SAFETY: as in `ip4`.
+        unsafe { (*self.0.sock_addr).type_ == SOCK_STREAM }
+    }
+
+    #[inline(always)]
+    fn socket(&self) -> Option<&bpf_sock> {
+        // SAFETY: the kernel gives null or a socket that outlives the program.
+        unsafe { (*self.0.sock_addr).__bindgen_anon_1.sk.as_ref() }
+    }
+
+    /// A socket of our network namespace that is not the daemon's own. The kernel runs the hooks of a cgroup for all
+    /// network namespaces, in which our addresses mean nothing.
+    #[inline(always)]
+    pub(crate) fn is_ours(&self) -> bool {
+        // SAFETY: the helper takes the context as it came.
+        if unsafe { bpf_get_netns_cookie(self.0.as_ptr()) } != NETNS_COOKIE.load() {
+            count(Counter::ForeignNetns);
+            return false;
+        }
+        // SAFETY: as above.
+        let cookie = unsafe { bpf_get_socket_cookie(self.0.as_ptr()) };
+        if BYPASS.get_ptr(cookie).is_some() {
+            count(Counter::Bypassed);
+            return false;
+        }
+        true
+    }
+
+    /// Whether our bits of the socket's mark are `ours`.
+    #[inline(always)]
+    pub(crate) fn has_mark(&self, ours: u32) -> bool {
+        self.socket().is_some_and(|s| mark::is(s.mark, ours))
+    }
+
+    /// Replaces our bits of the socket's mark.
+    #[inline(always)]
+    pub(crate) fn set_mark(&self, ours: u32) -> bool {
+        let Some(socket) = self.socket() else {
+            return false;
+        };
+        let mut mark = mark::with(socket.mark, ours);
+        self.set_option(SO_MARK, &mut mark)
+    }
+
+    /// Whether the socket is tied to a device.
+    #[inline(always)]
+    pub(crate) fn is_bound_to_device(&self) -> bool {
+        self.socket().is_some_and(|s| s.bound_dev_if != 0)
+    }
+
+    /// Unties the socket from a device: it would never find the marked table's routes.
+    #[inline(always)]
+    pub(crate) fn unbind_device(&self) -> bool {
+        !self.is_bound_to_device() || self.set_option(SO_BINDTODEVICE, &mut [0u8; IFNAMSIZ])
+    }
+
+    #[inline(always)]
+    fn set_option<T>(&self, option: i32, value: &mut T) -> bool {
+        let len = size_of::<T>() as i32;
+        // SAFETY: the value is on our stack and `len` bytes long.
+        unsafe { bpf_setsockopt(self.0.as_ptr(), SOL_SOCKET, option, (&raw mut *value).cast(), len) == 0 }
+    }
+}
+
+/// A packet that looks for its socket.
+pub(crate) struct Lookup<'a>(pub(crate) &'a SkLookupContext);
+
+impl Lookup<'_> {
+    /// Whether it is TCP.
+    #[inline(always)]
+    pub(crate) fn is_tcp(&self) -> bool {
+        // SAFETY: the kernel's context lives as long as the program runs; so below.
+        unsafe { (*self.0.lookup).protocol == IPPROTO_TCP }
+    }
+
+    /// Whether it is IPv4, else IPv6.
+    #[inline(always)]
+    pub(crate) fn is_v4(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0.lookup).family == AF_INET }
+    }
+
+    /// Its IPv4 destination.
+    #[inline(always)]
+    pub(crate) fn ip4(&self) -> [u8; 4] {
+        // SAFETY: as above.
+        unsafe { (*self.0.lookup).local_ip4 }.to_ne_bytes()
+    }
+
+    /// Its IPv6 destination.
+    #[inline(always)]
+    pub(crate) fn ip6(&self) -> [u8; 16] {
+        // SAFETY: as above.
+        unsafe { words(&raw const (*self.0.lookup).local_ip6) }
+    }
+
+    /// Index of the device it arrived on.
+    #[inline(always)]
+    pub(crate) fn ingress_device(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0.lookup).ingress_ifindex }
+    }
+}
+
+/// A packet inside a filter of a TCP socket.
+pub(crate) struct Packet<'a>(pub(crate) &'a SkBuffContext);
+
+impl Packet<'_> {
+    /// Bytes from the TCP header on.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> u32 {
+        self.0.len()
+    }
+
+    /// The packet's mark.
+    #[inline(always)]
+    pub(crate) fn mark(&self) -> u32 {
+        // SAFETY: the kernel's context lives as long as the program runs.
+        unsafe { (*self.0.skb.skb).mark }
+    }
+
+    /// Bytes from the TCP header on.
+    #[inline(always)]
+    pub(crate) fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
+        let mut to = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: room for N bytes; they are initialised when the helper returns 0.
+        unsafe {
+            (bpf_skb_load_bytes(self.0.as_ptr(), at, to.as_mut_ptr().cast(), N as u32) == 0).then(|| to.assume_init())
+        }
+    }
+
+    /// Bytes from the IP header on. Reaches that header only: the helper does not follow paged data.
+    #[inline(always)]
+    pub(crate) fn load_ip<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
+        let mut to = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: as in `load`.
+        unsafe {
+            let r = bpf_skb_load_bytes_relative(
+                self.0.as_ptr(),
+                at,
+                to.as_mut_ptr().cast(),
+                N as u32,
+                HDR_START_NET,
+            );
+            (r == 0).then(|| to.assume_init())
+        }
+    }
+}
+
+/// Fills a ring buffer record; `ip` and `tcp` are the lengths of the IP header and of all that follows, and their sum
+/// fits `N`.
+#[inline(always)]
+pub(crate) fn copied<const N: usize>(
+    packet: &Packet<'_>,
+    entry: &mut RingBufEntry<SynRecord<N>>,
+    flow: &Flow,
+    ip: u32,
+    tcp: u32,
+) -> bool {
+    let e = entry.as_mut_ptr();
+    // SAFETY: the record is ours until it is submitted; the verifier checks the bounds that the caller promises.
+    unsafe {
+        (*e).flow = *flow;
+        (*e).ip_header = ip as u16;
+        (*e).len = (ip + tcp) as u16;
+        let to = (&raw mut (*e).packet).cast::<u8>();
+        if bpf_skb_load_bytes_relative(packet.0.as_ptr(), 0, to.cast(), ip, HDR_START_NET) != 0
+            || bpf_skb_load_bytes(packet.0.as_ptr(), 0, to.add(ip as usize).cast(), tcp) != 0
+        {
+            return false;
+        }
+        if ip == 40 && *to >> 4 == 6 {
+            // Extension headers are left out: TCP comes next.
+            *to.add(6) = IPPROTO_TCP as u8;
+        }
+    }
+    true
+}
+
+/// Whether the flow's SYNs may pass, if it is known; counts the repetition.
+#[inline(always)]
+pub(crate) fn seen(held: &HashMap<Flow, Verdict>, flow: &Flow) -> Option<bool> {
+    let verdict = held.get_ptr_mut(flow)?;
+    // SAFETY: the kernel gave a valid pointer; a lost increment between two CPUs only miscounts.
+    unsafe {
+        (*verdict).syns += 1;
+        Some((*verdict).pass != 0)
+    }
+}
+
+/// The value that a map look-up found.
+#[inline(always)]
+pub(crate) fn found<T: Copy>(value: Option<*const T>) -> Option<T> {
+    // SAFETY: map look-ups give valid pointers.
+    value.map(|v| unsafe { *v })
+}
