@@ -1,0 +1,90 @@
+//! Plain TCP and UDP: echo, discard and an endless source.
+
+use std::io;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+const ECHO: u16 = 7;
+const DISCARD: u16 = 9;
+const SOURCE: u16 = 19;
+/// Echo again; the node's rules lose the first SYN to one and every packet to the other.
+const SLOW: u16 = 1007;
+const BLACK_HOLE: u16 = 1008;
+
+const BUFFER: usize = 128 * 1024;
+
+/// Serves all of them on every address, IPv4 and IPv6.
+pub(crate) async fn serve_all() -> Result<()> {
+    let any = |port| SocketAddr::from(([0u16; 8], port));
+    tokio::try_join!(
+        tcp(any(ECHO), echo),
+        tcp(any(SLOW), echo),
+        tcp(any(BLACK_HOLE), echo),
+        tcp(any(DISCARD), discard),
+        tcp(any(SOURCE), source),
+        udp(any(ECHO)),
+    )?;
+    Ok(())
+}
+
+/// Serves each connection with `talk`.
+pub(crate) async fn tcp<F: Future<Output = io::Result<()>> + Send + 'static>(
+    address: SocketAddr,
+    talk: fn(TcpStream) -> F,
+) -> Result<()> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                stream.set_nodelay(true).ok();
+                // What a client does to its connection is its own business.
+                tokio::spawn(async move { talk(stream).await.ok() });
+            }
+            // Out of files for the moment: the next one may fit again.
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+        }
+    }
+}
+
+/// Sends everything back, then ends its own direction: half-close in both.
+pub(crate) async fn echo(mut stream: TcpStream) -> io::Result<()> {
+    let (mut read, mut write) = stream.split();
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = read.read(&mut buffer).await?;
+        if count == 0 {
+            return write.shutdown().await;
+        }
+        write.write_all(buffer.get(..count).unwrap_or_default()).await?;
+    }
+}
+
+/// Reads to the end and says nothing.
+async fn discard(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    while stream.read(&mut buffer).await? > 0 {}
+    stream.shutdown().await
+}
+
+/// Sends until the other side has had enough.
+async fn source(mut stream: TcpStream) -> io::Result<()> {
+    let line: Vec<u8> = (b' '..=b'~').cycle().take(BUFFER).collect();
+    loop {
+        stream.write_all(&line).await?;
+    }
+}
+
+/// Sends each datagram back to where it came from.
+pub(crate) async fn udp(address: SocketAddr) -> Result<()> {
+    let socket = UdpSocket::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let mut buffer = vec![0; 65_536];
+    loop {
+        // An error here is the ICMP answer to an earlier reply.
+        if let Ok((count, peer)) = socket.recv_from(&mut buffer).await {
+            socket.send_to(buffer.get(..count).unwrap_or_default(), peer).await.ok();
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! From running daemons to a cluster with its workloads ready.
+
+use std::ffi::OsString;
+use std::fs;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::config::{Lab, NODE, NODE_POD_CIDR, NODE_POD_CIDR6, Part, RUN_LAB};
+use super::exec::{self, As};
+use super::{marked, state};
+use crate::image;
+use crate::run::{self, step, wait_for};
+
+/// What `lab up` installs, in this order.
+const MANIFESTS: [&str; 2] = [include_str!("manifests/dns.yaml"), include_str!("manifests/demo.yaml")];
+
+/// Waits for the cluster, which starts by itself, and puts DNS and the demo workloads into it.
+pub(crate) fn start(lab: &Lab) -> Result<()> {
+    thread::scope(|scope| {
+        let images = scope.spawn(|| -> Result<()> {
+            marked(lab, Part::Node, "containerd", Duration::from_secs(10))?;
+            let socket = format!("/proc/{}/root/run/containerd/containerd.sock", state::pid(lab, Part::Node)?);
+            wait_for("containerd's socket", Duration::from_secs(30), || Ok(fs::exists(&socket)?))?;
+            import(lab)?;
+            Ok(fs::write(format!("/proc/{}/root{RUN_LAB}/images", state::pid(lab, Part::Node)?), "")?)
+        });
+        step("API server", || {
+            marked(lab, Part::Node, "kube-controller-manager", Duration::from_secs(60))?;
+            wait_for("the API server", Duration::from_secs(60), || {
+                Ok(kubectl(lab, &["get", "--raw", "/readyz"]).is_ok())
+            })
+        })?;
+        step("workloads applied", || apply(lab))?;
+        images.join().map_err(|_| anyhow::anyhow!("the import panicked"))?.context("images")
+    })?;
+    step("workloads ready", || {
+        kubectl(
+            lab,
+            &["wait", "--for=condition=Available", "deployment", "--all", "--all-namespaces", "--timeout=120s"],
+        )?;
+        kubectl(lab, &["rollout", "status", "statefulset/web", "--namespace=stateful", "--timeout=120s"])?;
+        kubectl(lab, &["wait", "--for=condition=Ready", &format!("node/{NODE}"), "--timeout=60s"])
+    })?;
+    Ok(())
+}
+
+fn apply(lab: &Lab) -> Result<()> {
+    // kubelet would make the node itself, but without the ranges of its pods, which real clusters always have.
+    let node = serde_json::json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux"}},
+        "spec": {"podCIDR": NODE_POD_CIDR, "podCIDRs": [NODE_POD_CIDR, NODE_POD_CIDR6]},
+    });
+    let all = [&[node.to_string().as_str()], &MANIFESTS[..]].concat().join("\n---\n");
+    let mut last = None;
+    // The first seconds of an API server: namespaces and defaults are still being made.
+    for _ in 0..20 {
+        match feed_kubectl(lab, &["apply", "--server-side", "--force-conflicts", "-f", "-"], &all) {
+            Ok(_) => return Ok(()),
+            Err(error) => last = Some(error),
+        }
+        thread::sleep(Duration::from_millis(300));
+    }
+    Err(last.context("never tried")?)
+}
+
+fn inside(lab: &Lab, words: &[&str]) -> Result<Command> {
+    let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+    exec::command(lab, Part::Node, &As { user: None, profile: None, kubeconfig: None }, &words)
+}
+
+/// kubectl in the node, with its output.
+pub(crate) fn kubectl(lab: &Lab, arguments: &[&str]) -> Result<String> {
+    feed_kubectl(lab, arguments, "")
+}
+
+fn feed_kubectl(lab: &Lab, arguments: &[&str], text: &str) -> Result<String> {
+    let mut command = inside(lab, &[&["kubectl"], arguments].concat())?;
+    run::feed(&mut command, text)
+}
+
+/// Imports every image archive and remembers which ones they were.
+fn import(lab: &Lab) -> Result<()> {
+    for archive in image::archives()? {
+        let path = archive.to_string_lossy().into_owned();
+        let mut command = inside(lab, &["ctr", "images", "import", &path])?;
+        run::output(command.stdin(Stdio::null())).with_context(|| format!("cannot import {path}"))?;
+    }
+    Ok(fs::write(lab.state().join("images"), image::stamp()?)?)
+}
+
+/// Imports the archives again if they are not those that the lab has.
+pub(crate) fn refresh_images(lab: &Lab) -> Result<()> {
+    let stamp = image::stamp()?;
+    if fs::read_to_string(lab.state().join("images")).is_ok_and(|known| known == stamp) {
+        return Ok(());
+    }
+    step("images into the lab", || import(lab))
+}

@@ -1,0 +1,54 @@
+//! The two cables of the laptop: one to the node, one to *internet*.
+
+use std::process::Command;
+
+use anyhow::Result;
+use rustix::thread::ThreadNameSpaceType as Ns;
+
+use super::config::{API_IP, GATEWAY_IP, GATEWAY_IP6, LAPTOP_API_IP, LAPTOP_IP, LAPTOP_IP6};
+use crate::run::feed;
+use crate::sys::{self, Entry};
+
+/// Connects the three network namespaces, named by a process in each.
+pub(crate) fn connect(node: u32, laptop: u32, internet: u32) -> Result<()> {
+    ip(
+        node,
+        &format!(
+            "link add laptop0 type veth peer name api0 netns {laptop}
+addr add {API_IP}/30 dev laptop0
+link set laptop0 up
+"
+        ),
+    )?;
+    // The far end has its addresses on `lo`; it only needs to know that the laptop is over there.
+    ip(
+        internet,
+        &format!(
+            "link add laptop0 type veth peer name eth0 netns {laptop}
+link set laptop0 up
+route add {LAPTOP_IP}/32 dev laptop0 src {GATEWAY_IP}
+route add {LAPTOP_IP6}/128 dev laptop0 src {GATEWAY_IP6}
+"
+        ),
+    )?;
+    ip(
+        laptop,
+        &format!(
+            "addr add {LAPTOP_API_IP}/30 dev api0
+link set api0 up
+addr add {LAPTOP_IP}/24 dev eth0
+addr add {LAPTOP_IP6}/64 dev eth0 nodad
+link set eth0 up
+route add default via {GATEWAY_IP}
+route add default via {GATEWAY_IP6}
+"
+        ),
+    )
+}
+
+fn ip(process: u32, lines: &str) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(["-batch", "-"]);
+    sys::enter(&mut command, Entry { enter: Some((sys::pidfd(process)?, Ns::NETWORK)), ..Entry::default() });
+    feed(&mut command, lines).map(drop)
+}

@@ -1,0 +1,148 @@
+//! The lab: a real Kubernetes, a laptop and a rest of the world in namespaces of one machine.
+
+mod cgroup;
+mod config;
+mod exec;
+mod files;
+mod internet;
+mod kube;
+mod laptop;
+mod links;
+mod mounts;
+mod node;
+mod pki;
+mod state;
+mod status;
+mod supervise;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+pub(crate) use config::{Lab, Part, WORKLOAD};
+pub(crate) use exec::As;
+
+use crate::run::{step, wait_for};
+use crate::sys::{self, Entry};
+use crate::{image, setup};
+
+/// Brings the lab up; does nothing when it is.
+pub(crate) fn up(lab: &Lab) -> Result<()> {
+    let begin = Instant::now();
+    if state::is_up(lab) {
+        println!("lab {}: already up", lab.name);
+        return kube::refresh_images(lab);
+    }
+    setup::need_lab()?;
+    image::need()?;
+    let _lock = state::lock(lab)?;
+    if state::is_up(lab) {
+        println!("lab {}: already up", lab.name);
+        return Ok(());
+    }
+    clean(lab)?;
+    if let Err(error) = bring_up(lab) {
+        let logs = lab.state().join("log");
+        // The logs stay for whoever has to find out why; everything that runs goes.
+        cgroup::destroy(lab)?;
+        return Err(error
+            .context(format!("the lab did not come up and was taken down again; its logs are in {}", logs.display())));
+    }
+    println!("lab {}: up after {:.1} s", lab.name, begin.elapsed().as_secs_f32());
+    Ok(())
+}
+
+fn bring_up(lab: &Lab) -> Result<()> {
+    step("certificates and configuration", || {
+        fs::create_dir_all(lab.state().join("log"))?;
+        fs::create_dir_all(lab.state().join("bin"))?;
+        fs::copy(image::workload_program(), internet::workload(lab)).context("cannot copy the workload program")?;
+        fs::write(lab.query_log(), "")?;
+        pki::write(&lab.pki())?;
+        files::write(lab)
+    })?;
+    step("namespaces", || {
+        for part in Part::ALL {
+            start(lab, part)?;
+        }
+        for part in Part::ALL {
+            marked(lab, part, "network", Duration::from_secs(15))?;
+        }
+        links::connect(state::pid(lab, Part::Node)?, state::pid(lab, Part::Laptop)?, state::pid(lab, Part::Internet)?)
+    })?;
+    kube::start(lab)?;
+    Ok(fs::write(lab.state().join("up"), "")?)
+}
+
+/// Takes the lab down, also what is left of one that never came up.
+pub(crate) fn down(lab: &Lab) -> Result<()> {
+    let _lock = state::lock(lab)?;
+    if !lab.state().exists() && !cgroup::exists(lab)? {
+        println!("lab {}: not up", lab.name);
+        return Ok(());
+    }
+    step(&format!("lab {}: down", lab.name), || clean(lab))
+}
+
+fn clean(lab: &Lab) -> Result<()> {
+    cgroup::destroy(lab)?;
+    if lab.state().exists() {
+        fs::remove_dir_all(lab.state()).with_context(|| format!("cannot remove {}", lab.state().display()))?;
+    }
+    Ok(())
+}
+
+/// Prints what is up and where.
+pub(crate) fn status(lab: &Lab, json: bool) -> Result<i32> {
+    status::print(lab, json)
+}
+
+/// Runs a program in a part of the lab.
+pub(crate) fn exec(lab: &Lab, part: Part, who: &As, program: &[OsString]) -> Result<i32> {
+    exec::run(lab, part, who, program)
+}
+
+/// Loads images that were built since the lab last did.
+pub(crate) fn refresh_images(lab: &Lab) -> Result<()> {
+    if state::is_up(lab) { kube::refresh_images(lab) } else { Ok(()) }
+}
+
+/// Starts the first process of a part in its cgroups and namespaces.
+fn start(lab: &Lab, part: Part) -> Result<()> {
+    let log = File::options().create(true).append(true).open(lab.log(part.as_str()))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["lab-init", part.as_str(), "--name", &lab.name])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    sys::enter(&mut command, Entry { cgroups: cgroup::create(lab, part)?, fresh: true, ..Entry::default() });
+    let child = sys::spawn_in_new_pid_namespace(&mut command)?;
+    state::remember(lab, part, child.id())
+}
+
+/// What such a process does.
+pub(crate) fn init(lab: &Lab, part: Part) -> Result<()> {
+    match part {
+        Part::Node => node::init(lab),
+        Part::Laptop => laptop::init(lab),
+        Part::Internet => internet::init(lab),
+    }
+}
+
+/// Waits until the part has said so (`supervise::mark`).
+fn marked(lab: &Lab, part: Part, what: &str, limit: Duration) -> Result<()> {
+    let alive = || {
+        state::pid(lab, part).map_err(|_| {
+            let log = fs::read_to_string(lab.log(part.as_str())).unwrap_or_default();
+            anyhow!("the first process of {} ended:\n{log}", part.as_str())
+        })
+    };
+    wait_for(&format!("{what} of {}", part.as_str()), limit, || {
+        Ok(Path::new(&format!("/proc/{}/root{}/{what}", alive()?, config::RUN_LAB)).exists())
+    })
+}

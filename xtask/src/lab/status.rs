@@ -1,0 +1,38 @@
+//! `lab status`: whether it is up, and every name and address in it that a test or a person may want.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::config::*;
+use super::{kube, node, state};
+
+/// Prints it and returns 0 when the lab is up, 1 when it is not.
+pub(crate) fn print(lab: &Lab, as_json: bool) -> Result<i32> {
+    let up = state::is_up(lab);
+    let pid = |part| state::pid(lab, part).map_or(Value::Null, Value::from);
+    let facts = json!({
+        "name": lab.name,
+        "up": up,
+        "node": {"pid": pid(Part::Node), "name": NODE, "addresses": [NODE_IP, NODE_IP6], "path": node::path(), "kubeconfig": lab.pki().join("admin.kubeconfig")},
+        "laptop": {"pid": pid(Part::Laptop), "addresses": [LAPTOP_IP, LAPTOP_IP6, LAPTOP_API_IP], "users": USERS.map(|(name, _)| name), "kubeconfig": format!("{RUN_LAB}/kubeconfig"), "expired_kubeconfig": format!("{RUN_LAB}/kubeconfig-expired"), "api": format!("https://{API_IP}:{API_PORT}")},
+        "internet": {"pid": pid(Part::Internet), "name_server": NAME_SERVER, "web": [WEB_IP, WEB_IP6], "query_log": lab.query_log()},
+        "cluster": {"pods": [NODE_POD_CIDR, NODE_POD_CIDR6], "services": [SERVICE_CIDR, SERVICE_CIDR6], "dns": DNS_SERVICE_IP},
+        "cgroup": lab.cgroup(),
+        "logs": lab.state().join("log"),
+    });
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(&facts)?);
+    } else if up {
+        println!("lab {}: up", lab.name);
+        for (part, what) in facts.as_object().into_iter().flatten().filter(|(_, what)| what.is_object()) {
+            println!("{part}:");
+            for (name, value) in what.as_object().into_iter().flatten() {
+                println!("  {name}: {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+            }
+        }
+        println!("{}", kube::kubectl(lab, &["get", "pods,services", "--all-namespaces", "--output=wide"])?);
+    } else {
+        println!("lab {}: not up; bring it up: cargo xtask lab up", lab.name);
+    }
+    Ok(i32::from(!up))
+}
