@@ -42,8 +42,8 @@ pub(crate) async fn serve(options: &Options) -> Result<()> {
     tokio::try_join!(
         dns::udp(options.dns, &zone),
         dns::tcp(options.dns, &zone),
-        web::serve((options.web, 80).into()),
-        web::serve((options.web6, 80).into()),
+        web::serve((options.web, 80).into(), "The Internet"),
+        web::serve((options.web6, 80).into(), "The Internet"),
         echo::tcp((options.web, 7).into(), echo::echo),
         echo::tcp((options.web6, 7).into(), echo::echo),
         echo::udp((options.web, 7).into()),

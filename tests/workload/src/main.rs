@@ -27,7 +27,7 @@ fn start(arguments: Vec<String>) -> Result<()> {
     let part = async {
         match name.as_str() {
             "pause" => std::future::pending().await,
-            "web" => web::serve(([0u16; 8], 8080).into()).await,
+            "web" => web::serve(([0u16; 8], 8080).into(), "Emoji Vote").await,
             "echo" => echo::serve_all().await,
             "internet" => internet::serve(&internet::Options::parse(options)?).await,
             _ => bail!(USAGE),

@@ -24,7 +24,7 @@ const MAX_DELAY: u64 = 120_000;
 type Body = BoxBody<Bytes, Infallible>;
 
 /// Serves the page; an IPv6 wildcard address serves both families.
-pub(crate) async fn serve(address: SocketAddr) -> Result<()> {
+pub(crate) async fn serve(address: SocketAddr, title: &'static str) -> Result<()> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     loop {
         let Ok((stream, peer)) = listener.accept().await else {
@@ -33,7 +33,7 @@ pub(crate) async fn serve(address: SocketAddr) -> Result<()> {
         };
         stream.set_nodelay(true).ok();
         tokio::spawn(async move {
-            let service = hyper::service::service_fn(move |request| answer(request, peer));
+            let service = hyper::service::service_fn(move |request| answer(request, peer, title));
             hyper::server::conn::http1::Builder::new()
                 .half_close(true)
                 .serve_connection(TokioIo::new(stream), service)
@@ -43,12 +43,12 @@ pub(crate) async fn serve(address: SocketAddr) -> Result<()> {
     }
 }
 
-async fn answer(request: Request<Incoming>, peer: SocketAddr) -> Result<Response<Body>, hyper::Error> {
+async fn answer(request: Request<Incoming>, peer: SocketAddr, title: &str) -> Result<Response<Body>, hyper::Error> {
     let query = request.uri().query().unwrap_or_default().to_owned();
     let number = |name: &str| option(&query, name).and_then(|value| value.parse::<u64>().ok());
     let sums = option(&query, "sum") != Some("no");
     let response = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/") => page(),
+        (&Method::GET, "/") => page(title),
         (&Method::GET, "/bytes") => bytes(number("n").unwrap_or(0), sums),
         (&Method::PUT | &Method::POST, "/sink") => return sink(request.into_body(), sums).await,
         (&Method::GET, "/delay") => {
@@ -78,9 +78,9 @@ fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
-fn page() -> Response<Body> {
+fn page(title: &str) -> Response<Body> {
     let page = format!(
-        "<!DOCTYPE html>\n<html>\n<head><meta charset=\"utf-8\"><title>Emoji Vote</title></head>\n<body><h1>Emoji Vote</h1><p>Served by {}</p></body>\n</html>\n",
+        "<!DOCTYPE html>\n<html>\n<head><meta charset=\"utf-8\"><title>{title}</title></head>\n<body><h1>{title}</h1><p>Served by {}</p></body>\n</html>\n",
         host()
     );
     text(StatusCode::OK, "text/html; charset=utf-8", page)

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::config::{GATEWAY_IP, GATEWAY_IP6, Lab, NAME_SERVER, WEB_IP, WEB_IP6};
+use super::config::{Lab, NAME_SERVER, WEB_IP, WEB_IP6};
 use super::supervise::{self, After, Daemon};
 use super::{config, mounts};
 use crate::run::feed;
@@ -15,8 +15,8 @@ pub(crate) fn init(lab: &Lab) -> Result<()> {
     mounts::private()?;
     mounts::run_lab()?;
     // The addresses answer on any link, so they can be there before the laptop's end is.
-    let addresses = [GATEWAY_IP, NAME_SERVER, WEB_IP].map(|ip| format!("addr add {ip}/32 dev lo\n")).concat();
-    let addresses6 = [GATEWAY_IP6, WEB_IP6].map(|ip| format!("addr add {ip}/128 dev lo nodad\n")).concat();
+    let addresses = [NAME_SERVER, WEB_IP].map(|ip| format!("addr add {ip}/32 dev lo\n")).concat();
+    let addresses6 = format!("addr add {WEB_IP6}/128 dev lo nodad\n");
     feed(Command::new("ip").args(["-batch", "-"]), &format!("link set lo up\n{addresses}{addresses6}"))?;
     supervise::mark("network")?;
     let mut command = Command::new(workload(lab));

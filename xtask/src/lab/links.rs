@@ -20,14 +20,14 @@ link set laptop0 up
 "
         ),
     )?;
-    // The far end has its addresses on `lo`; it only needs to know that the laptop is over there.
+    // The name server and the web server have their addresses on the far `lo` already.
     ip(
         internet,
         &format!(
             "link add laptop0 type veth peer name eth0 netns {laptop}
+addr add {GATEWAY_IP}/24 dev laptop0
+addr add {GATEWAY_IP6}/64 dev laptop0 nodad
 link set laptop0 up
-route add {LAPTOP_IP}/32 dev laptop0 src {GATEWAY_IP}
-route add {LAPTOP_IP6}/128 dev laptop0 src {GATEWAY_IP6}
 "
         ),
     )?;
