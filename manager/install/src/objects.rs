@@ -1,0 +1,222 @@
+//! The objects of an installation, pure.
+
+use k8s_openapi::{
+    api::{
+        apps::v1::Deployment,
+        core::v1::{Namespace, Service, ServiceAccount},
+        rbac::v1::{ClusterRole, ClusterRoleBinding},
+    },
+    serde::de::DeserializeOwned,
+};
+use kube::{
+    Resource,
+    api::{ApiResource, DynamicObject},
+};
+use serde_json::{Value, json};
+use tpx_api::MANAGER_PORT;
+
+use crate::{MANAGED_BY, NAME, Options};
+
+/// One object, and where it goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    pub(crate) resource: ApiResource,
+    pub(crate) object: DynamicObject,
+}
+
+impl Item {
+    fn new<K>(value: &Value) -> Self
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned,
+    {
+        debug_assert!(serde_json::from_value::<K>(value.clone()).is_ok());
+        let mut value = value.clone();
+        value["apiVersion"] = json!(K::api_version(&()));
+        value["kind"] = json!(K::kind(&()));
+        let object = serde_json::from_value(value).expect("every object has metadata");
+        Self { resource: ApiResource::erase::<K>(&()), object }
+    }
+
+    /// `Kind name`, for people.
+    pub(crate) fn title(&self) -> String {
+        format!("{} {}", self.resource.kind, self.object.metadata.name.as_deref().unwrap_or_default())
+    }
+}
+
+/// Everything that [`install`](crate::install) applies, in that order.
+#[must_use]
+pub fn objects(options: &Options) -> Vec<DynamicObject> {
+    items(options).into_iter().map(|item| item.object).collect()
+}
+
+pub(crate) fn items(options: &Options) -> Vec<Item> {
+    let cluster_name = cluster_name(options);
+    let namespaced = |name: &str| metadata(options, name, Some(&options.namespace));
+    let cluster_wide = |name: &str| metadata(options, name, None);
+    vec![
+        Item::new::<Namespace>(&json!({ "metadata": cluster_wide(&options.namespace) })),
+        Item::new::<ServiceAccount>(&json!({ "metadata": namespaced(NAME) })),
+        // Read-only, and only what the laptops' facts are made of.
+        Item::new::<ClusterRole>(&json!({
+            "metadata": cluster_wide(&cluster_name),
+            "rules": [
+                { "apiGroups": [""], "resources": ["namespaces", "nodes", "pods", "services"], "verbs": ["list", "watch"] },
+                { "apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": ["list", "watch"] },
+            ],
+        })),
+        Item::new::<ClusterRoleBinding>(&json!({
+            "metadata": cluster_wide(&cluster_name),
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": cluster_name },
+            "subjects": [{ "kind": "ServiceAccount", "name": NAME, "namespace": options.namespace }],
+        })),
+        Item::new::<Deployment>(&json!({ "metadata": namespaced(NAME), "spec": deployment(options) })),
+        Item::new::<Service>(&json!({
+            "metadata": namespaced(NAME),
+            "spec": {
+                "selector": selector(),
+                "ports": [{ "name": "api", "port": MANAGER_PORT, "targetPort": "api", "protocol": "TCP", "appProtocol": "kubernetes.io/h2c" }],
+            },
+        })),
+    ]
+}
+
+/// Cluster-wide objects carry the namespace in their name: two managers do not share them.
+fn cluster_name(options: &Options) -> String {
+    format!("tpx-{NAME}-{}", options.namespace)
+}
+
+pub(crate) fn selector() -> Value {
+    json!({ "app.kubernetes.io/name": NAME, "app.kubernetes.io/part-of": MANAGED_BY })
+}
+
+fn metadata(options: &Options, name: &str, namespace: Option<&str>) -> Value {
+    let mut metadata = json!({ "name": name, "labels": labels(options) });
+    if let Some(namespace) = namespace {
+        metadata["namespace"] = json!(namespace);
+    }
+    metadata
+}
+
+fn labels(options: &Options) -> Value {
+    let mut labels = selector();
+    labels["app.kubernetes.io/managed-by"] = json!(MANAGED_BY);
+    // A label allows no `+`, which build metadata of a version starts with.
+    labels["app.kubernetes.io/version"] = json!(options.version.replace('+', "_"));
+    labels
+}
+
+fn deployment(options: &Options) -> Value {
+    json!({
+        "replicas": 1,
+        // Sessions live in one process: never two at once.
+        "strategy": { "type": "Recreate" },
+        "selector": { "matchLabels": selector() },
+        "template": {
+            "metadata": { "labels": labels(options) },
+            "spec": {
+                "serviceAccountName": NAME,
+                "enableServiceLinks": false,
+                "terminationGracePeriodSeconds": 10,
+                "securityContext": {
+                    "runAsNonRoot": true,
+                    "runAsUser": 65532,
+                    "runAsGroup": 65532,
+                    "seccompProfile": { "type": "RuntimeDefault" },
+                },
+                "containers": [{
+                    "name": NAME,
+                    "image": options.image(),
+                    "imagePullPolicy": "IfNotPresent",
+                    "env": [
+                        { "name": "TPX_POD_IPS", "valueFrom": { "fieldRef": { "fieldPath": "status.podIPs" } } },
+                    ],
+                    "ports": [{ "name": "api", "containerPort": MANAGER_PORT, "protocol": "TCP" }],
+                    "securityContext": {
+                        "allowPrivilegeEscalation": false,
+                        "readOnlyRootFilesystem": true,
+                        "capabilities": { "drop": ["ALL"] },
+                    },
+                    "startupProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 1, "failureThreshold": 60 },
+                    "readinessProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 5 },
+                    "livenessProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 20, "failureThreshold": 3 },
+                    // No CPU limit: throttling would be felt in every round trip.
+                    "resources": {
+                        "requests": { "cpu": "50m", "memory": "32Mi" },
+                        "limits": { "memory": "512Mi" },
+                    },
+                }],
+            },
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(kind: &str) -> DynamicObject {
+        let object =
+            objects(&Options::default()).into_iter().find(|object| object.types.as_ref().unwrap().kind == kind);
+        object.unwrap()
+    }
+
+    #[test]
+    fn everything_says_whose_it_is() {
+        for object in objects(&Options::default()) {
+            let labels = object.metadata.labels.clone().unwrap();
+            assert_eq!(labels["app.kubernetes.io/managed-by"], "tpx", "{object:?}");
+            assert_eq!(labels["app.kubernetes.io/version"], tpx_api::VERSION);
+        }
+    }
+
+    /// Values parsed into the typed objects and back lose nothing: no field is misspelt.
+    #[test]
+    fn every_field_is_known_to_kubernetes() {
+        fn known<K: DeserializeOwned + serde::Serialize>(object: &DynamicObject) {
+            let value = serde_json::to_value(object).unwrap();
+            let typed: K = serde_json::from_value(value.clone()).unwrap();
+            assert_eq!(serde_json::to_value(typed).unwrap(), value);
+        }
+        known::<Namespace>(&find("Namespace"));
+        known::<ServiceAccount>(&find("ServiceAccount"));
+        known::<ClusterRole>(&find("ClusterRole"));
+        known::<ClusterRoleBinding>(&find("ClusterRoleBinding"));
+        known::<Deployment>(&find("Deployment"));
+        known::<Service>(&find("Service"));
+    }
+
+    #[test]
+    fn the_manager_may_only_read() {
+        for rule in find("ClusterRole").data["rules"].as_array().unwrap() {
+            for verb in rule["verbs"].as_array().unwrap() {
+                assert!(["list", "watch"].contains(&verb.as_str().unwrap()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_service_finds_the_pods() {
+        let template = &find("Deployment").data["spec"]["template"]["metadata"]["labels"];
+        for (key, value) in find("Service").data["spec"]["selector"].as_object().unwrap() {
+            assert_eq!(&template[key], value);
+        }
+    }
+
+    #[test]
+    fn two_managers_share_nothing() {
+        let other = Options { namespace: "elsewhere".to_owned(), ..Options::default() };
+        let names = |options: &Options| -> Vec<_> {
+            items(options).iter().map(|item| (item.object.metadata.namespace.clone(), item.title())).collect()
+        };
+        let first = names(&Options::default());
+        assert!(names(&other).iter().all(|name| !first.contains(name)));
+    }
+
+    #[test]
+    fn the_image_follows_the_version() {
+        let mut options = Options { version: "1.2.3".to_owned(), ..Options::default() };
+        assert_eq!(options.image(), "ghcr.io/tpx-dev/tpx-manager:1.2.3");
+        options.image = Some("registry.example/m:1".to_owned());
+        assert_eq!(options.image(), "registry.example/m:1");
+    }
+}
