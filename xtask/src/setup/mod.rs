@@ -1,7 +1,43 @@
-//! (next)
-pub(crate) fn all() -> anyhow::Result<()> {
-    Ok(())
+//! Everything that building and testing needs, on a machine with nothing but rustup's toolchain. Each part does nothing when it is there.
+
+mod cluster;
+mod debian;
+mod ebpf;
+mod versions;
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::paths;
+use crate::run::step;
+
+/// All of it.
+pub(crate) fn all() -> Result<()> {
+    let _lock = lock()?;
+    debian::installed()?;
+    ebpf::toolchain()?;
+    debian::unpacked()?;
+    cluster::programs()
 }
-pub(crate) fn need_lab() -> anyhow::Result<()> {
-    Ok(())
+
+/// What the lab needs.
+pub(crate) fn need_lab() -> Result<()> {
+    let _lock = lock()?;
+    debian::installed()?;
+    debian::unpacked()?;
+    cluster::programs()
+}
+
+/// One setup at a time; held until dropped.
+fn lock() -> Result<OwnedFd> {
+    let cache = paths::cache();
+    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let file = File::create(cache.join("setup.lock"))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        step("waiting for another setup", || Ok(flock(&file, FlockOperation::LockExclusive)?))?;
+    }
+    Ok(file.into())
 }

@@ -1,0 +1,34 @@
+//! The version of every tool that setup installs. Kubernetes, etcd and CoreDNS have theirs in `xtask/kubeall/go.mod`.
+
+/// The toolchain that the eBPF programs are built with, and the Debian package that has the source of its `core`.
+pub(crate) const RUST: &str = "1.95.0";
+pub(crate) const RUST_SRC: &str = "1.95.0+dfsg1-2~bpo13+1";
+pub(crate) const RUST_SRC_SUITE: &str = "trixie-backports";
+pub(crate) const RUST_SRC_SHA256: &str = "7b76db5b880a77f9e52975d2baa6209d2f76d2c9c2789515c3088cb960e2c83b";
+
+/// bpf-linker and the libLLVM that comes with that toolchain.
+pub(crate) const BPF_LINKER: &str = "0.13.0";
+pub(crate) const LLVM_FEATURE: &str = "llvm-22";
+
+/// The first Go that fetches the toolchain a module asks for by itself.
+pub(crate) const GO_FETCHES_TOOLCHAINS: (u32, u32) = (1, 21);
+
+/// Debian packages that are installed on the machine, with what they are for. None of them starts a service.
+pub(crate) const INSTALLED: [(&str, &str); 13] = [
+    ("bind9-dnsutils", "dig, for tests of names"),
+    ("bpftool", "an independent view of the kernel's maps"),
+    ("ca-certificates", "downloads"),
+    ("curl", "the demo"),
+    ("gcc", "linking"),
+    ("iproute2", "links, addresses and routes"),
+    ("iputils-ping", "tests of the floor"),
+    ("libc6-dev", "static programs for the images"),
+    ("libseccomp2", "runc"),
+    ("nftables", "the lab's rules and kube-proxy's"),
+    ("procps", "tests that look at processes"),
+    ("python3", "tests with a program in another language"),
+    ("sudo", "starting the privileged daemon as a user"),
+];
+
+/// Debian packages that are unpacked into the cache: installed, some of them would start services.
+pub(crate) const UNPACKED: [&str; 3] = ["containerd", "containernetworking-plugins", "runc"];
