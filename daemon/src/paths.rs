@@ -8,15 +8,15 @@ use std::{
 
 /// The folder of the user daemons' sockets, made on first use; nobody else can enter it.
 ///
-/// `$XDG_RUNTIME_DIR/tpx`, else `/tmp/tpx-UID`.
+/// `$XDG_RUNTIME_DIR/tpx-userd`, else `/tmp/tpx-userd-UID`.
 ///
 /// # Errors
 /// When it cannot be made, or belongs to somebody else.
 pub fn runtime_dir() -> io::Result<PathBuf> {
     let uid = rustix::process::geteuid().as_raw();
     let dir = match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(base) if !base.is_empty() => PathBuf::from(base).join("tpx"),
-        _ => PathBuf::from(format!("/tmp/tpx-{uid}")),
+        Some(base) if !base.is_empty() => PathBuf::from(base).join("tpx-userd"),
+        _ => PathBuf::from(format!("/tmp/tpx-userd-{uid}")),
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
     let meta = std::fs::symlink_metadata(&dir)?;

@@ -67,4 +67,3 @@ fn already(status: Option<&Status>) -> Failure {
         "run `tpx quit` first, or `tpx status` to see it",
     )
 }
-

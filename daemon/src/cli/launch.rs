@@ -49,13 +49,23 @@ pub fn rootd(socket: &Path, progress: &Progress) -> Result<(), Failure> {
     command.args(["serve", "--exit-when-idle", "--owner"]).arg(uid.as_raw().to_string()).arg("--socket").arg(socket);
     progress.step("Starting the privileged daemon");
     let log = paths::log_file("rootd").map_err(|e| Failure::internal(e.to_string()))?;
-    let mut child = spawn(&mut command, &log).map_err(|e| no_rootd(&format!("cannot run {}: {e}", binary.display())))?;
-    wait(&mut child, "the privileged daemon", &log, || UnixStream::connect(socket).ok()).map_err(|e| no_rootd(&e)).map(drop)
+    let mut child =
+        spawn(&mut command, &log).map_err(|e| no_rootd(&format!("cannot run {}: {e}", binary.display())))?;
+    wait(&mut child, "the privileged daemon", &log, || UnixStream::connect(socket).ok())
+        .map_err(|e| no_rootd(&e))
+        .map(drop)
 }
 
 /// Asks for the password in the foreground, once, if one is needed.
 fn allow_sudo(binary: &Path, progress: &Progress) -> Result<(), Failure> {
-    let quiet = || Command::new("sudo").args(["-n", "-v"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let quiet = || {
+        Command::new("sudo")
+            .args(["-n", "-v"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+    };
     match quiet() {
         Ok(status) if status.success() => return Ok(()),
         Ok(_) => {}

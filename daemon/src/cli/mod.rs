@@ -133,7 +133,9 @@ enum MapsCommand {
 #[derive(Subcommand)]
 enum ManagerCommand {
     /// Install the traffic manager, or bring it to this version
-    #[command(after_help = "Examples:\n  tpx manager install\n  tpx manager install --context staging --image registry.example/tpx-manager:1")]
+    #[command(
+        after_help = "Examples:\n  tpx manager install\n  tpx manager install --context staging --image registry.example/tpx-manager:1"
+    )]
     Install {
         #[command(flatten)]
         kube: KubeArgs,

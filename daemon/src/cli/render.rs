@@ -92,9 +92,9 @@ pub fn maps(maps: &MapsDump) -> String {
     );
     let held = table(
         &["HELD FROM", "TO", "STATE", "SYNS"],
-        maps.held.iter().map(|r| {
-            vec![r.source.to_string(), r.destination.to_string(), r.state.clone(), r.syns.to_string()]
-        }),
+        maps.held
+            .iter()
+            .map(|r| vec![r.source.to_string(), r.destination.to_string(), r.state.clone(), r.syns.to_string()]),
     );
     let counters =
         table(&["COUNTER", "VALUE"], maps.counters.iter().map(|r| vec![r.name.clone(), r.value.to_string()]));

@@ -57,7 +57,8 @@ pub async fn connect(
     }
 
     step(format!("Connecting to context {} ({})", cluster.context, cluster.server));
-    let road = Arc::new(ManagerRoad::new(cluster.client.clone(), params.manager_namespace.clone(), cluster.server.clone()));
+    let road =
+        Arc::new(ManagerRoad::new(cluster.client.clone(), params.manager_namespace.clone(), cluster.server.clone()));
     let pod = road.find().await?;
     let port_forward = road.to(&pod);
     step(format!("Connecting to the traffic manager ({})", port_forward.describe()));
@@ -188,4 +189,3 @@ fn whoami() -> String {
     let user = std::env::var("USER").unwrap_or_else(|_| rustix::process::geteuid().as_raw().to_string());
     format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
 }
-

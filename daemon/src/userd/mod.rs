@@ -36,9 +36,7 @@ pub fn main(name: &str) -> Result<ExitCode, Failure> {
         // Ctrl-C in the terminal of `tpx connect` is not meant for the daemon.
         let _ = rustix::process::setsid();
         tracing_subscriber::fmt()
-            .with_env_filter(
-                tracing_subscriber::EnvFilter::try_from_env("TPX_LOG").unwrap_or_else(|_| "info".into()),
-            )
+            .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("TPX_LOG").unwrap_or_else(|_| "info".into()))
             .with_ansi(false)
             .with_writer(std::io::stderr)
             .init();
