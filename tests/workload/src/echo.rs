@@ -13,6 +13,10 @@ const SOURCE: u16 = 19;
 /// Echo again; the node's rules lose the first SYN to one and every packet to the other.
 const SLOW: u16 = 1007;
 const BLACK_HOLE: u16 = 1008;
+/// Ends its own direction at once and goes on reading.
+const HALF: u16 = 1010;
+/// Resets every connection.
+const RESET: u16 = 1011;
 
 const BUFFER: usize = 128 * 1024;
 
@@ -25,6 +29,8 @@ pub(crate) async fn serve_all() -> Result<()> {
         tcp(any(BLACK_HOLE), echo),
         tcp(any(DISCARD), discard),
         tcp(any(SOURCE), source),
+        tcp(any(HALF), half),
+        tcp(any(RESET), reset),
         udp(any(ECHO)),
     )?;
     Ok(())
@@ -75,6 +81,20 @@ async fn source(mut stream: TcpStream) -> io::Result<()> {
     loop {
         stream.write_all(&line).await?;
     }
+}
+
+/// Says a word, ends its own direction and reads until the other side ends too.
+async fn half(mut stream: TcpStream) -> io::Result<()> {
+    stream.write_all(b"half\n").await?;
+    stream.shutdown().await?;
+    let mut buffer = vec![0; BUFFER];
+    while stream.read(&mut buffer).await? > 0 {}
+    Ok(())
+}
+
+/// Ends the connection the hard way.
+async fn reset(stream: TcpStream) -> io::Result<()> {
+    stream.set_zero_linger()
 }
 
 /// Sends each datagram back to where it came from.
