@@ -1,7 +1,7 @@
 //! connect(): mark what leads into the cluster, exchange name servers, leave everything else as it is.
 
 use aya_ebpf::{macros::cgroup_sock_addr, maps::lpm_trie::Key, programs::SockAddrContext};
-use tpx_ebpf_abi::{Counter, Road, Rule, decide, v4_in, v4_mapped};
+use tpx_ebpf_abi::{Counter, Road, Rule, decide, slot, v4_in, v4_mapped};
 
 use crate::{
     maps::{RULES4, RULES6, count, steer_mark},
@@ -14,6 +14,7 @@ pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
     if let Some(own) = towards4(&call, call.ip4()) {
         call.set_ip4(own);
+        call.set_port(slot::DNS_PORT);
     }
     1
 }
@@ -28,6 +29,7 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     };
     if let Some(own) = other {
         call.set_ip6(own);
+        call.set_port(slot::DNS_PORT);
     }
     1
 }

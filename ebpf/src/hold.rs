@@ -71,8 +71,7 @@ fn passes(packet: &Packet<'_>) -> Option<bool> {
 
 #[inline(always)]
 fn read(packet: &Packet<'_>, tcp: &[u8; TCP_MIN as usize]) -> Option<Syn> {
-    let mut flow =
-        Flow { src: [0; 16], dst: [0; 16], sport: [tcp[0], tcp[1]], dport: [tcp[2], tcp[3]] };
+    let mut flow = Flow { src: [0; 16], dst: [0; 16], sport: [tcp[0], tcp[1]], dport: [tcp[2], tcp[3]] };
     let [first] = packet.load_ip::<1>(0)?;
     let ip_header = if first >> 4 == 4 {
         let a: [u8; 8] = packet.load_ip(12)?;

@@ -24,8 +24,7 @@ pub(crate) fn lookup(ctx: SkLookupContext) -> u32 {
     if !packet.is_tcp() || (device != LOOPBACK && device != DEVICE.load()) {
         return SK_PASS;
     }
-    let (rule, slot) =
-        if packet.is_v4() { (rule4(packet.ip4()), LISTENER4) } else { (rule6(packet.ip6()), LISTENER6) };
+    let (rule, slot) = if packet.is_v4() { (rule4(packet.ip4()), LISTENER4) } else { (rule6(packet.ip6()), LISTENER6) };
     if rule.is_some_and(Rule::steers) {
         let assigned = LISTENERS.redirect_sk_lookup(&ctx, slot, 0).is_ok();
         count(if assigned { Counter::Assigned } else { Counter::AssignFailed });

@@ -8,8 +8,9 @@ use aya_ebpf::{
     maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use tpx_ebpf_abi::{
-    Counter, Flow, Rule, Verdict, mark,
+    Counter, Flow, Rule, Verdict,
     maps::{BYPASS_MAX, HELD_MAX, RULES_MAX, SYNS_BYTES},
+    mark,
     slot::{NAMES, Slot},
 };
 

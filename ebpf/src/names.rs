@@ -4,7 +4,7 @@
 //! several servers behind one socket, IPv4-mapped addresses, servers on loopback addresses, UDP and TCP.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use tpx_ebpf_abi::{Counter, DNS_PORT, v4_in, v4_mapped};
+use tpx_ebpf_abi::{Counter, DNS_PORT, slot, v4_in, v4_mapped};
 
 use crate::{
     maps::{NAMES4, NAMES6, SERVERS4, SERVERS6, count},
@@ -18,6 +18,7 @@ pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
         && may_exchange(&call)
     {
         call.set_ip4(own);
+        call.set_port(slot::DNS_PORT);
     }
     1
 }
@@ -34,6 +35,7 @@ pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
         && may_exchange(&call)
     {
         call.set_ip6(own);
+        call.set_port(slot::DNS_PORT);
     }
     1
 }
@@ -91,6 +93,7 @@ fn back4(call: &Call<'_>) {
         && call.is_ours()
     {
         call.set_ip4(server);
+        call.set_port(DNS_PORT);
         count(Counter::NamesAnswered);
     }
 }
@@ -100,18 +103,19 @@ fn back6(call: &Call<'_>) {
     let ip = call.ip6();
     let server = match v4_in(&ip) {
         Some(v4) => server4(call, v4).map(v4_mapped),
-        None if call.port() == DNS_PORT => found(SERVERS6.get_ptr(ip)),
+        None if call.port() == slot::DNS_PORT => found(SERVERS6.get_ptr(ip)),
         None => None,
     };
     if let Some(server) = server
         && call.is_ours()
     {
         call.set_ip6(server);
+        call.set_port(DNS_PORT);
         count(Counter::NamesAnswered);
     }
 }
 
 #[inline(always)]
 fn server4(call: &Call<'_>, ip: [u8; 4]) -> Option<[u8; 4]> {
-    if call.port() == DNS_PORT { found(SERVERS4.get_ptr(ip)) } else { None }
+    if call.port() == slot::DNS_PORT { found(SERVERS4.get_ptr(ip)) } else { None }
 }

@@ -97,6 +97,13 @@ impl Call<'_> {
         u16::from_be(unsafe { (*self.0.sock_addr).user_port } as u16)
     }
 
+    /// Replaces the port.
+    #[inline(always)]
+    pub(crate) fn set_port(&self, port: u16) {
+        // SAFETY: as in `set_ip4`.
+        unsafe { (*self.0.sock_addr).user_port = u32::from(port.to_be()) }
+    }
+
     /// Whether the socket carries a stream: TCP or MPTCP.
     #[inline(always)]
     pub(crate) fn is_stream(&self) -> bool {
@@ -237,13 +244,7 @@ impl Packet<'_> {
         let mut to = MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: as in `load`.
         unsafe {
-            let r = bpf_skb_load_bytes_relative(
-                self.0.as_ptr(),
-                at,
-                to.as_mut_ptr().cast(),
-                N as u32,
-                HDR_START_NET,
-            );
+            let r = bpf_skb_load_bytes_relative(self.0.as_ptr(), at, to.as_mut_ptr().cast(), N as u32, HDR_START_NET);
             (r == 0).then(|| to.assume_init())
         }
     }

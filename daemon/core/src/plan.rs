@@ -8,6 +8,10 @@ use std::{net::IpAddr, path::PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+mod check;
+
+pub use check::PlanError;
+
 /// Which processes see the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -37,4 +41,11 @@ impl Plan {
     pub const MAX_SUBNETS: usize = 1024;
     /// Bound on `name_servers`; resolv.conf(5) knows three.
     pub const MAX_NAME_SERVERS: usize = 8;
+
+    /// Whether connections to `ip` go through the tunnel: the most specific prefix of both lists decides.
+    #[must_use]
+    pub fn steers(&self, ip: IpAddr) -> bool {
+        let longest = |nets: &[IpNet]| nets.iter().filter(|n| n.contains(&ip)).map(IpNet::prefix_len).max();
+        longest(&self.steer) > longest(&self.except)
+    }
 }

@@ -83,6 +83,9 @@ impl Slot {
     }
 }
 
+/// Port of tpx's own DNS addresses. Not 53: a name server of the laptop's own that listens on all addresses would have
+/// it, and the programs exchange the port together with the address.
+pub const DNS_PORT: u16 = 7053;
 /// Name servers that one slot can stand in for.
 pub const NAMES: usize = 8;
 /// First address and prefix length of the IPv4 block that all own addresses come from: the top of the virtual subnet.

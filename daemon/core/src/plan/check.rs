@@ -1,0 +1,290 @@
+//! What a plan may never ask for, whoever made it.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Component, PathBuf},
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tpx_ebpf_abi::slot;
+
+use super::{Plan, Scope};
+
+/// Why a plan is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// More entries than fit.
+    #[error("{count} {what}, but at most {max} are possible")]
+    TooMany {
+        /// Which list.
+        what: &'static str,
+        /// Its length.
+        count: usize,
+        /// Its bound.
+        max: usize,
+    },
+    /// An address with bits behind the prefix.
+    #[error("{0} has bits set behind its prefix; write {net}", net = .0.trunc())]
+    HostBits(IpNet),
+    /// So wide that it comes close to a default route.
+    #[error("{net} is too wide: nothing shorter than /{shortest} is ever steered")]
+    TooWide {
+        /// The subnet.
+        net: IpNet,
+        /// The shortest prefix of its family.
+        shortest: u8,
+    },
+    /// It touches addresses that must not be steered.
+    #[error("{net} touches {what} ({reserved})")]
+    Reserved {
+        /// The subnet.
+        net: IpNet,
+        /// What lives there.
+        what: &'static str,
+        /// The range it touches.
+        reserved: IpNet,
+    },
+    /// Listed twice, or both steered and excepted.
+    #[error("{0} is listed twice")]
+    Twice(IpNet),
+    /// An address that no name server has.
+    #[error("{0} cannot be a name server")]
+    NoNameServer(IpAddr),
+    /// The tunnel would swallow the questions of everybody who asks another port of it.
+    #[error("the name server {0} would be steered; it has to be excepted")]
+    SteeredNameServer(IpAddr),
+    /// Not a plain absolute path.
+    #[error("{} is no absolute path without dots", .0.display())]
+    Path(PathBuf),
+}
+
+/// The shortest prefixes that are ever steered.
+const SHORTEST: (u8, u8) = (8, 16);
+
+const RESERVED4: [(&str, Ipv4Net); 6] = [
+    ("\"this\" network", v4(0, 0, 0, 0, 8)),
+    ("loopback addresses", v4(127, 0, 0, 0, 8)),
+    ("link-local addresses", v4(169, 254, 0, 0, 16)),
+    ("multicast addresses", v4(224, 0, 0, 0, 4)),
+    ("the broadcast address", v4(255, 255, 255, 255, 32)),
+    ("tpx's own addresses", Ipv4Net::new_assert(slot::OWN4.0, slot::OWN4.1)),
+];
+
+const RESERVED6: [(&str, Ipv6Net); 6] = [
+    ("the unspecified address", Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)),
+    ("the loopback address", Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+    ("IPv4-mapped addresses", Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96)),
+    ("link-local addresses", Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)),
+    ("multicast addresses", Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8)),
+    ("tpx's own addresses", Ipv6Net::new_assert(slot::OWN6.0, slot::OWN6.1)),
+];
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, len: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), len)
+}
+
+impl Plan {
+    /// Checks everything that can be said without looking at the host. The privileged daemon asks this before it
+    /// changes anything, whatever the user daemon has asked before.
+    ///
+    /// # Errors
+    /// The first [`PlanError`].
+    pub fn check(&self) -> Result<(), PlanError> {
+        bounded("subnets", self.steer.len(), Self::MAX_SUBNETS)?;
+        bounded("exceptions", self.except.len(), Self::MAX_SUBNETS)?;
+        bounded("name servers", self.name_servers.len(), Self::MAX_NAME_SERVERS)?;
+        let mut seen = BTreeSet::new();
+        for net in self.steer.iter().chain(&self.except) {
+            if *net != net.trunc() {
+                return Err(PlanError::HostBits(*net));
+            }
+            if !seen.insert(*net) {
+                return Err(PlanError::Twice(*net));
+            }
+        }
+        for net in &self.steer {
+            may_be_steered(net)?;
+        }
+        let mut seen = BTreeSet::new();
+        for server in &self.name_servers {
+            may_be_name_server(*server)?;
+            if !seen.insert(*server) {
+                return Err(PlanError::Twice((*server).into()));
+            }
+            if self.steers(*server) {
+                return Err(PlanError::SteeredNameServer(*server));
+            }
+        }
+        match &self.scope {
+            Scope::Cgroup(path)
+                if !path.is_absolute()
+                    || path.components().any(|c| !matches!(c, Component::RootDir | Component::Normal(_))) =>
+            {
+                Err(PlanError::Path(path.clone()))
+            }
+            Scope::Cgroup(_) | Scope::Workstation => Ok(()),
+        }
+    }
+}
+
+fn bounded(what: &'static str, count: usize, max: usize) -> Result<(), PlanError> {
+    if count > max { Err(PlanError::TooMany { what, count, max }) } else { Ok(()) }
+}
+
+fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
+    let shortest = if net.addr().is_ipv4() { SHORTEST.0 } else { SHORTEST.1 };
+    if net.prefix_len() < shortest {
+        return Err(PlanError::TooWide { net: *net, shortest });
+    }
+    match reserved(net) {
+        Some((what, reserved)) => Err(PlanError::Reserved { net: *net, what, reserved }),
+        None => Ok(()),
+    }
+}
+
+/// The reserved range that shares an address with `net`.
+fn reserved(net: &IpNet) -> Option<(&'static str, IpNet)> {
+    let four = RESERVED4.iter().map(|(what, r)| (*what, IpNet::V4(*r)));
+    let six = RESERVED6.iter().map(|(what, r)| (*what, IpNet::V6(*r)));
+    four.chain(six).find(|(_, r)| r.contains(net) || net.contains(r))
+}
+
+/// Loopback addresses (systemd-resolved's 127.0.0.53) and link-local ones (a router's) are name servers all right.
+fn may_be_name_server(ip: IpAddr) -> Result<(), PlanError> {
+    let own = IpNet::from(ip);
+    let ours =
+        [IpNet::new_assert(slot::OWN4.0.into(), slot::OWN4.1), IpNet::new_assert(slot::OWN6.0.into(), slot::OWN6.1)];
+    let broadcast = ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+    let mapped = matches!(ip, IpAddr::V6(six) if six.to_ipv4_mapped().is_some());
+    if ip.is_unspecified() || ip.is_multicast() || broadcast || mapped || ours.iter().any(|o| o.contains(&own)) {
+        return Err(PlanError::NoNameServer(ip));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn nets(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|n| n.parse().unwrap()).collect()
+    }
+
+    fn steering(list: &[&str]) -> Plan {
+        Plan { scope: Scope::Workstation, steer: nets(list), except: vec![], name_servers: vec![] }
+    }
+
+    #[test]
+    fn a_usual_plan_passes() {
+        let plan = Plan {
+            except: nets(&["10.96.0.1/32"]),
+            name_servers: vec!["127.0.0.53".parse().unwrap(), "fe80::1".parse().unwrap()],
+            scope: Scope::Cgroup("/sys/fs/cgroup/user.slice/tpx".into()),
+            ..steering(&["10.96.0.0/12", "10.244.0.0/16", "fd10:96::/112", "246.246.0.0/17"])
+        };
+        assert_eq!(plan.check(), Ok(()));
+    }
+
+    #[test]
+    fn what_is_never_steered() {
+        for net in ["0.0.0.0/0", "10.0.0.0/7", "::/0", "2000::/3", "fc00::/15"] {
+            assert!(matches!(steering(&[net]).check(), Err(PlanError::TooWide { .. })), "{net}");
+        }
+        let reserved = [
+            "0.1.2.0/24",
+            "127.0.0.0/8",
+            "127.0.0.53/32",
+            "169.254.169.254/32",
+            "224.0.0.0/8",
+            "239.1.1.1/32",
+            "255.255.255.255/32",
+            "255.0.0.0/8",
+            "246.246.0.0/16",
+            "246.246.255.53/32",
+            "::1/128",
+            "::/16",
+            "::ffff:10.96.0.1/128",
+            "fe80::/64",
+            "ff02::1/128",
+            "fd74:7078:6e65:7400::53/128",
+            "fd74::/16",
+        ];
+        for net in reserved {
+            assert!(matches!(steering(&[net]).check(), Err(PlanError::Reserved { .. })), "{net}");
+        }
+    }
+
+    #[test]
+    fn careless_lists() {
+        assert_eq!(steering(&["10.96.0.1/16"]).check(), Err(PlanError::HostBits("10.96.0.1/16".parse().unwrap())));
+        let twice = PlanError::Twice("10.96.0.0/16".parse().unwrap());
+        assert_eq!(steering(&["10.96.0.0/16", "10.96.0.0/16"]).check(), Err(twice.clone()));
+        let plan = Plan { except: nets(&["10.96.0.0/16"]), ..steering(&["10.96.0.0/16"]) };
+        assert_eq!(plan.check(), Err(twice));
+        let many =
+            Plan { name_servers: (1..=9).map(|n| Ipv4Addr::new(192, 0, 2, n).into()).collect(), ..steering(&[]) };
+        assert_eq!(many.check(), Err(PlanError::TooMany { what: "name servers", count: 9, max: 8 }));
+    }
+
+    #[test]
+    fn name_servers() {
+        for ip in ["0.0.0.0", "255.255.255.255", "224.0.0.1", "::", "ff02::fb", "246.246.255.53", "::ffff:8.8.8.8"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            assert_eq!(Plan { name_servers: vec![ip], ..steering(&[]) }.check(), Err(PlanError::NoNameServer(ip)));
+        }
+        let ip = "10.96.0.10".parse().unwrap();
+        let plan = Plan { name_servers: vec![ip], ..steering(&["10.96.0.0/16"]) };
+        assert_eq!(plan.check(), Err(PlanError::SteeredNameServer(ip)));
+        assert_eq!(Plan { except: vec![ip.into()], ..plan }.check(), Ok(()));
+    }
+
+    #[test]
+    fn cgroup_paths() {
+        for path in ["", "relative", "/sys/fs/cgroup/../../etc"] {
+            let plan = Plan { scope: Scope::Cgroup(path.into()), ..steering(&[]) };
+            assert_eq!(plan.check(), Err(PlanError::Path(path.into())), "{path}");
+        }
+    }
+
+    fn any_net() -> impl Strategy<Value = IpNet> {
+        prop_oneof![
+            (any::<u32>(), 0u8..=32).prop_map(|(a, n)| IpNet::new_assert(Ipv4Addr::from(a).into(), n).trunc()),
+            (any::<u128>(), 0u8..=128).prop_map(|(a, n)| IpNet::new_assert(Ipv6Addr::from(a).into(), n).trunc()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_passes_covers_what_must_stay(
+            steer in proptest::collection::vec(any_net(), 0..4),
+            except in proptest::collection::vec(any_net(), 0..4),
+        ) {
+            let plan = Plan { scope: Scope::Workstation, steer, except, name_servers: vec![] };
+            if plan.check().is_ok() {
+                for ip in ["127.0.0.1", "::1", "169.254.1.1", "fe80::1", "224.0.0.1", "ff02::1", "0.0.0.0", "::",
+                    "255.255.255.255", "246.246.255.1", "fd74:7078:6e65:7400::1", "::ffff:10.0.0.1"] {
+                    let ip: IpAddr = ip.parse().unwrap();
+                    prop_assert!(!plan.steers(ip));
+                    prop_assert!(!plan.steer.iter().any(|n| n.contains(&ip)));
+                }
+                prop_assert!(plan.steer.iter().all(|n| n.prefix_len() >= 8));
+            }
+        }
+
+        #[test]
+        fn the_longest_prefix_decides(a: u32, long in 9u8..=32, short in 8u8..=31) {
+            prop_assume!(short < long);
+            let ip = Ipv4Addr::from(a);
+            let net = |n| IpNet::new_assert(ip.into(), n).trunc();
+            let plan = |steer, except| Plan {
+                scope: Scope::Workstation, steer: vec![net(steer)], except: vec![net(except)], name_servers: vec![],
+            };
+            prop_assert!(plan(long, short).steers(ip.into()));
+            prop_assert!(!plan(short, long).steers(ip.into()));
+        }
+    }
+}
