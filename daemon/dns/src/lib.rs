@@ -3,14 +3,13 @@
 //! The decisions are [`tpx_core::dns`]'s; this crate carries them over sockets. One [`BoundSockets`] stands for one
 //! original name server, so that a question which is not the cluster's goes on to the very server it was meant for.
 //!
-//! Messages are read and answers written with `hickory-server`'s [`Request`] and [`MessageResponseBuilder`], but its
-//! `Server` is not used for the sockets: its `ResponseHandler` accepts only a `MessageResponse`, so a forwarded answer
-//! would be taken apart and encoded anew (other compression, lost unknown header bits), it answers FORMERR by itself
-//! for messages that it cannot parse but the original server could, and it starts one task for every datagram without
-//! a bound. "Untouched" needs the bytes; hence the small loops in `udp` and `tcp`.
+//! Queries are read with `hickory-server`'s [`Request`], answers written with `hickory-proto`; `hickory-server`'s own
+//! `Server` does not hold the sockets. Its `ResponseHandler` accepts only a `MessageResponse`, so a forwarded answer
+//! would be taken apart and encoded anew (other compression, reserved header bits lost); it answers FORMERR by itself
+//! to messages that it cannot parse but the original server could; and it starts a task for every datagram without a
+//! bound. "Untouched" needs the bytes; hence the small loops in `udp` and `tcp`.
 //!
 //! [`Request`]: hickory_server::server::Request
-//! [`MessageResponseBuilder`]: hickory_server::zone_handler::MessageResponseBuilder
 
 mod cluster;
 mod reply;

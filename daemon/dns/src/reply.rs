@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use hickory_proto::{
     ProtoError,
-    op::{Edns, Message, MessageType, Metadata, ResponseCode},
+    op::{Edns, LowerQuery, Message, MessageType, Metadata, ResponseCode, emit_message_parts},
     rr::{Name, RData, Record},
     serialize::binary::BinEncoder,
 };
-use hickory_server::{server::Request, zone_handler::MessageResponseBuilder};
+use hickory_server::server::Request;
 use tpx_core::dns::{Header, Question};
 
 /// The largest datagram a client gets, however much it offers; more goes over TCP.
@@ -38,13 +38,10 @@ pub(crate) struct Found<'a> {
 
 /// An answer of no records.
 pub(crate) fn refusal(request: &Request, code: ResponseCode) -> Vec<u8> {
-    let edns = our_edns(request);
     let mut metadata = metadata(request);
     metadata.response_code = code;
-    let response = MessageResponseBuilder::new(&request.queries, edns.as_ref()).build_no_records(metadata);
-    let mut bytes = Vec::with_capacity(128);
-    match response.destructive_emit(&mut BinEncoder::new(&mut bytes)) {
-        Ok(_) => bytes,
+    match encode(request, metadata, [&[], &[], &[]], our_edns(request).as_ref(), u16::MAX) {
+        Ok((bytes, _)) => bytes,
         Err(_) => refusal_of_bytes(request.as_slice(), code),
     }
 }
@@ -88,16 +85,17 @@ pub(crate) fn answer(request: &Request, found: &Found<'_>, transport: Transport)
         Transport::Tcp => u16::MAX,
         Transport::Udp => request.max_payload().min(MAX_UDP_REPLY),
     };
+    let edns = our_edns(request);
     // Additional records are a courtesy and go first; answers that do not fit make it a truncated message (RFC 2181, 9).
     for additionals in [additionals.as_slice(), &[]] {
-        let (bytes, _) = encode(request, metadata, &answers, &authorities, additionals, true, u16::MAX)?;
+        let (bytes, _) = encode(request, metadata, [&answers, &authorities, additionals], edns.as_ref(), u16::MAX)?;
         if bytes.len() <= usize::from(limit) {
             return Ok(bytes);
         }
     }
-    let (_, fitting) = encode(request, metadata, &answers, &[], &[], false, limit - OPT_LEN)?;
+    let (_, fitting) = encode(request, metadata, [&answers, &[], &[]], None, limit - OPT_LEN)?;
     metadata.truncation = true;
-    let (bytes, _) = encode(request, metadata, &answers[..fitting], &[], &[], true, limit)?;
+    let (bytes, _) = encode(request, metadata, [&answers[..fitting], &[], &[]], edns.as_ref(), limit)?;
     Ok(bytes)
 }
 
@@ -105,26 +103,27 @@ pub(crate) fn answer(request: &Request, found: &Found<'_>, transport: Transport)
 fn encode(
     request: &Request,
     metadata: Metadata,
-    answers: &[Record],
-    authorities: &[Record],
-    additionals: &[Record],
-    with_edns: bool,
+    [answers, authorities, additionals]: [&[Record]; 3],
+    edns: Option<&Edns>,
     limit: u16,
 ) -> Result<(Vec<u8>, usize), ProtoError> {
-    let edns = our_edns(request).filter(|_| with_edns);
-    let response = MessageResponseBuilder::new(&request.queries, edns.as_ref()).build(
-        metadata,
-        answers,
-        authorities,
-        &[],
-        additionals,
-    );
     let mut bytes = Vec::with_capacity(512);
     let mut encoder = BinEncoder::new(&mut bytes);
     encoder.set_max_size(limit);
-    let info = response.destructive_emit(&mut encoder)?;
-    let written = usize::from(info.counts().answers);
-    Ok((bytes, written))
+    // Not by `MessageResponseBuilder`: it copies the question's bytes past the encoder, and no later name can then be
+    // compressed against the question's, although nearly every record has that very name.
+    let mut questions = request.queries.queries().iter().map(LowerQuery::original);
+    let header = emit_message_parts(
+        &metadata,
+        &mut questions,
+        &mut answers.iter(),
+        &mut authorities.iter(),
+        &mut additionals.iter(),
+        edns,
+        None,
+        &mut encoder,
+    )?;
+    Ok((bytes, usize::from(header.counts.answers)))
 }
 
 fn metadata(request: &Request) -> Metadata {
