@@ -1,0 +1,245 @@
+//! The unprivileged half of the express lane: connections that the kernel steered here.
+//!
+//! One task reads held SYNs and watches the clock, one for each listener accepts. What is decided about a SYN is
+//! `tpx_core::syngate`; this module only carries it out.
+
+mod gate;
+mod packet;
+
+use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use aya::maps::{Map, MapData, MapError, RingBuf};
+use socket2::{SockRef, Socket};
+use tokio::{
+    io::unix::AsyncFd,
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinSet,
+    time::sleep_until,
+};
+use tpx_core::{
+    dial::DialFailure,
+    syngate::{Counters, FlowKey, Limits, Proto},
+};
+use tpx_ebpf_abi::HeldSyn;
+
+use self::{gate::Gate, packet::Syn};
+use super::sys;
+use crate::{FlowSource, Knock};
+
+/// Most SYNs read in one go, so that other tasks have their turn.
+const BATCH: usize = 256;
+/// Pause after `accept()` failed for want of files or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The files that the lane works with; a part of [`Handover`](super::Handover).
+#[derive(Debug)]
+pub struct ExpressParts {
+    /// Transparent listeners for IPv4 and IPv6.
+    pub listeners: [OwnedFd; 2],
+    /// Raw sockets for IPv4 and IPv6.
+    pub raws: [OwnedFd; 2],
+    /// Ring buffer of held SYNs.
+    pub syns: OwnedFd,
+    /// Map of flows and verdicts.
+    pub held: OwnedFd,
+}
+
+/// The road that yields connections steered by the kernel.
+pub struct ExpressLane {
+    knocks: mpsc::Receiver<HeldKnock>,
+    gate: Arc<Gate>,
+    /// They end with the lane.
+    _tasks: JoinSet<()>,
+}
+
+impl ExpressLane {
+    /// Starts the lane on the current runtime. It ends when dropped; attempts it has yielded can still be answered.
+    ///
+    /// # Errors
+    /// When a file is not what it should be.
+    pub fn new(parts: ExpressParts) -> io::Result<Self> {
+        Self::with_limits(parts, Limits::default())
+    }
+
+    /// The same with other bounds and periods.
+    ///
+    /// # Errors
+    /// When a file is not what it should be.
+    pub fn with_limits(parts: ExpressParts, limits: Limits) -> io::Result<Self> {
+        let map = MapData::from_fd(parts.syns).and_then(Map::from_map_data).map_err(io::Error::other)?;
+        let ring: RingBuf<MapData> = map.try_into().map_err(|e: MapError| io::Error::other(e))?;
+        let ring = sys::watch(ring)?;
+        // Every open attempt has room, so that none is turned away here.
+        let (announce, knocks) = mpsc::channel(limits.open.max(1));
+        let gate = Arc::new(Gate::new(limits, parts.raws, parts.held)?);
+        let mut tasks = JoinSet::new();
+        for listener in parts.listeners {
+            let listener = Socket::from(listener);
+            listener.set_nonblocking(true)?;
+            tasks.spawn(accept(TcpListener::from_std(listener.into())?, Arc::clone(&gate)));
+        }
+        tasks.spawn(read(ring, Arc::clone(&gate), announce));
+        Ok(Self { knocks, gate, _tasks: tasks })
+    }
+
+    /// A handle to look at the lane with, wherever the lane itself goes.
+    #[must_use]
+    pub fn gauge(&self) -> Gauge {
+        Gauge(Arc::clone(&self.gate))
+    }
+}
+
+#[async_trait]
+impl FlowSource for ExpressLane {
+    async fn next(&mut self) -> Option<Box<dyn Knock>> {
+        let knock = self.knocks.recv().await?;
+        Some(Box::new(knock))
+    }
+}
+
+/// Looks at an [`ExpressLane`].
+#[derive(Clone)]
+pub struct Gauge(Arc<Gate>);
+
+/// How a lane is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// Attempts that are held or released.
+    pub open: usize,
+    /// Refusals that are remembered.
+    pub remembered: usize,
+    /// How often things happened.
+    pub counters: Counters,
+}
+
+impl Gauge {
+    /// One look.
+    #[must_use]
+    pub fn read(&self) -> Reading {
+        let (counters, open, remembered) = self.0.numbers();
+        Reading { open, remembered, counters }
+    }
+}
+
+/// An attempt whose SYN is held by the kernel.
+struct HeldKnock {
+    gate: Arc<Gate>,
+    syn: Arc<Syn>,
+    answered: bool,
+}
+
+#[async_trait]
+impl Knock for HeldKnock {
+    fn source(&self) -> std::net::SocketAddr {
+        self.syn.attempt().key.source()
+    }
+
+    fn destination(&self) -> std::net::SocketAddr {
+        self.syn.attempt().key.destination()
+    }
+
+    async fn release(mut self: Box<Self>) -> io::Result<TcpStream> {
+        self.answered = true;
+        let gone = || io::Error::new(io::ErrorKind::ConnectionAborted, "the application has given up");
+        self.gate.release(&self.syn).ok_or_else(gone)?.await.map_err(|_| gone())
+    }
+
+    fn refuse(mut self: Box<Self>, why: DialFailure) {
+        self.answered = true;
+        self.gate.decline(&self.syn, why);
+    }
+}
+
+impl Drop for HeldKnock {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.gate.decline(&self.syn, DialFailure::TimedOut);
+        }
+    }
+}
+
+/// Reads SYNs and does what the clock asks for. Ends when nobody listens or the ring buffer fails.
+async fn read(mut ring: AsyncFd<RingBuf<MapData>>, gate: Arc<Gate>, announce: mpsc::Sender<HeldKnock>) {
+    loop {
+        let due = gate.expire();
+        tokio::select! {
+            ready = ring.readable_mut() => match ready {
+                Ok(mut ready) => {
+                    if drain(ready.get_inner_mut(), &gate, &announce) < BATCH {
+                        ready.clear_ready();
+                    } else {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Err(e) => return tracing::error!("ring buffer: {e}"),
+            },
+            () = clock(due) => {}
+            () = gate.earlier() => {}
+            () = announce.closed() => return,
+        }
+    }
+}
+
+async fn clock(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How many records there were, at most [`BATCH`].
+fn drain(ring: &mut RingBuf<MapData>, gate: &Arc<Gate>, announce: &mpsc::Sender<HeldKnock>) -> usize {
+    for count in 0..BATCH {
+        let Some(record) = ring.next() else {
+            return count;
+        };
+        let Some(syn) = HeldSyn::parse(&record).and_then(|held| Syn::new(&held)) else {
+            tracing::warn!("a record of {} bytes that is no SYN", record.len());
+            continue;
+        };
+        drop(record);
+        if gate.syn(&syn) {
+            let knock = HeldKnock { gate: Arc::clone(gate), syn: Arc::new(syn), answered: false };
+            // When there is no room after all, dropping the knock cleans up.
+            if announce.try_send(knock).is_err() {
+                tracing::warn!("a connection was dropped: too many wait");
+            }
+        }
+    }
+    BATCH
+}
+
+/// Hands every connection to whoever released it.
+async fn accept(listener: TcpListener, gate: Arc<Gate>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                if let Err(e) = hand_over(stream, peer, &gate) {
+                    tracing::debug!("a connection from {peer} was lost: {e}");
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(e) => {
+                tracing::warn!("accept: {e}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn hand_over(stream: TcpStream, peer: std::net::SocketAddr, gate: &Gate) -> io::Result<()> {
+    // The listener is transparent: the local address is what the application asked for.
+    let key = FlowKey::new(Proto::Tcp, peer, stream.local_addr()?);
+    let Some(waiter) = gate.accepted(key) else {
+        tracing::debug!("{peer} to {}: nobody released it", key.destination());
+        return Ok(());
+    };
+    // Inherited from the listener; it would see every packet.
+    SockRef::from(&stream).detach_filter()?;
+    stream.set_nodelay(true)?;
+    // Whoever released it may have lost interest: then it closes here.
+    drop(waiter.send(stream));
+    Ok(())
+}
