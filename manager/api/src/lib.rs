@@ -1,6 +1,14 @@
 //! What laptops and the manager say to each other: generated messages here, validated types beside them.
 #![forbid(unsafe_code)]
 
+mod facts;
+mod version;
+
+pub use self::{
+    facts::{Facts, FactsError},
+    version::{Mismatch, compatible},
+};
+
 /// Generated from `proto/manager.proto`.
 #[expect(missing_docs, clippy::all, reason = "generated code")]
 pub mod proto {

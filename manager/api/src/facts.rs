@@ -1,0 +1,156 @@
+//! What a laptop learns about the cluster, validated.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::proto;
+
+/// The cluster's facts. Every list is sorted and free of duplicates.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Where Services have their addresses.
+    pub service_subnets: Vec<IpNet>,
+    /// Where pods have their addresses.
+    pub pod_subnets: Vec<IpNet>,
+    /// Names of the namespaces.
+    pub namespaces: Vec<String>,
+    /// Without dots at the ends, as in `cluster.local`.
+    pub cluster_domain: String,
+    /// The manager's own addresses inside the cluster.
+    pub manager_addresses: Vec<IpAddr>,
+}
+
+/// Facts that a manager must not send.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FactsError {
+    /// A list is longer than its bound.
+    #[error("the manager sent {count} {what}, more than {limit}")]
+    TooMany {
+        /// Which list.
+        what: &'static str,
+        /// Its length.
+        count: usize,
+        /// Its bound.
+        limit: usize,
+    },
+    /// Text that is not what it should be.
+    #[error("the manager sent {text:?}, which is no {what}")]
+    Malformed {
+        /// What it should be.
+        what: &'static str,
+        /// The text, cut off.
+        text: String,
+    },
+}
+
+impl Facts {
+    /// Bound on each list of subnets and on the manager's addresses.
+    pub const MAX_SUBNETS: usize = 1024;
+    /// Bound on the namespaces.
+    pub const MAX_NAMESPACES: usize = 65_536;
+}
+
+impl TryFrom<proto::Facts> for Facts {
+    type Error = FactsError;
+
+    fn try_from(facts: proto::Facts) -> Result<Self, FactsError> {
+        let domain = |text: String| {
+            let valid = text.len() <= 253 && text.split('.').all(is_label);
+            if valid { Ok(text) } else { Err(malformed("cluster domain", &text)) }
+        };
+        let namespace = |text: String| if is_label(&text) { Ok(text) } else { Err(malformed("namespace", &text)) };
+        let subnet = |text: String| match text.parse::<IpNet>() {
+            Ok(subnet) => Ok(subnet.trunc()),
+            Err(_) => Err(malformed("subnet", &text)),
+        };
+        let address = |text: String| text.parse::<IpAddr>().map_err(|_| malformed("address", &text));
+        Ok(Self {
+            service_subnets: list(facts.service_subnets, "service subnets", Self::MAX_SUBNETS, subnet)?,
+            pod_subnets: list(facts.pod_subnets, "pod subnets", Self::MAX_SUBNETS, subnet)?,
+            namespaces: list(facts.namespaces, "namespaces", Self::MAX_NAMESPACES, namespace)?,
+            cluster_domain: domain(facts.cluster_domain)?,
+            manager_addresses: list(facts.manager_addresses, "addresses", Self::MAX_SUBNETS, address)?,
+        })
+    }
+}
+
+impl From<&Facts> for proto::Facts {
+    fn from(facts: &Facts) -> Self {
+        let text = |subnets: &[IpNet]| subnets.iter().map(IpNet::to_string).collect();
+        Self {
+            service_subnets: text(&facts.service_subnets),
+            pod_subnets: text(&facts.pod_subnets),
+            namespaces: facts.namespaces.clone(),
+            cluster_domain: facts.cluster_domain.clone(),
+            manager_addresses: facts.manager_addresses.iter().map(IpAddr::to_string).collect(),
+        }
+    }
+}
+
+fn list<T: Ord>(
+    texts: Vec<String>,
+    what: &'static str,
+    limit: usize,
+    parse: impl Fn(String) -> Result<T, FactsError>,
+) -> Result<Vec<T>, FactsError> {
+    if texts.len() > limit {
+        return Err(FactsError::TooMany { what, count: texts.len(), limit });
+    }
+    let mut items = texts.into_iter().map(parse).collect::<Result<Vec<T>, _>>()?;
+    items.sort_unstable();
+    items.dedup();
+    Ok(items)
+}
+
+/// RFC 1123, as Kubernetes has it: lower case, digits and inner hyphens, 63 at most.
+fn is_label(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+fn malformed(what: &'static str, text: &str) -> FactsError {
+    FactsError::Malformed { what, text: text.chars().take(80).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> proto::Facts {
+        proto::Facts {
+            service_subnets: vec!["10.96.0.0/16".into(), "fd00:1::/108".into()],
+            pod_subnets: vec!["10.244.0.7/24".into(), "10.244.0.0/24".into()],
+            namespaces: vec!["emojivoto".into(), "default".into()],
+            cluster_domain: "cluster.local".into(),
+            manager_addresses: vec!["10.244.0.5".into()],
+        }
+    }
+
+    #[test]
+    fn canonical_form() {
+        let facts = Facts::try_from(sample()).unwrap();
+        assert_eq!(facts.pod_subnets, ["10.244.0.0/24".parse().unwrap()]);
+        assert_eq!(facts.namespaces, ["default", "emojivoto"]);
+        assert_eq!(Facts::try_from(proto::Facts::from(&facts)), Ok(facts));
+    }
+
+    #[test]
+    fn what_is_malformed_is_refused() {
+        let change: [fn(&mut proto::Facts); 7] = [
+            |facts| facts.service_subnets.push("10.0.0.0".into()),
+            |facts| facts.pod_subnets = vec!["10.0.0.0/8".into(); Facts::MAX_SUBNETS + 1],
+            |facts| facts.namespaces.push("a.b".into()),
+            |facts| facts.namespaces.push(String::new()),
+            |facts| facts.cluster_domain = ".cluster.local".into(),
+            |facts| facts.cluster_domain = String::new(),
+            |facts| facts.manager_addresses.push("host".into()),
+        ];
+        for change in change {
+            let mut facts = sample();
+            change(&mut facts);
+            assert!(Facts::try_from(facts.clone()).is_err(), "{facts:?}");
+        }
+    }
+}
