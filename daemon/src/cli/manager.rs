@@ -16,7 +16,7 @@ pub fn install(out: &Output, kube: KubeArgs, image: Option<String>) -> Result<Ex
     let progress = out.progress();
     let installed = block_on(async {
         let cluster = Cluster::load(kube.kubeconfig.as_deref(), kube.context.as_deref()).await?;
-        tpx_install::install(&cluster.client, &options, &mut |step| progress.step(step))
+        tpx_install::install(&cluster.client, &options, &mut |step: &str| progress.step(step))
             .await
             .map_err(|e| failure(e, &cluster.server))
     })?;
@@ -33,7 +33,7 @@ pub fn uninstall(out: &Output, kube: KubeArgs) -> Result<ExitCode, Failure> {
     let progress = out.progress();
     let removed = block_on(async {
         let cluster = Cluster::load(kube.kubeconfig.as_deref(), kube.context.as_deref()).await?;
-        tpx_install::uninstall(&cluster.client, &options, &mut |step| progress.step(step))
+        tpx_install::uninstall(&cluster.client, &options, &mut |step: &str| progress.step(step))
             .await
             .map_err(|e| failure(e, &cluster.server))
     })?;

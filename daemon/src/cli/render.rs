@@ -68,6 +68,14 @@ pub fn status(s: &Status) -> String {
     pairs(&rows)
 }
 
+/// `tpx manager uninstall`.
+pub fn removed(removed: &tpx_install::Removed) -> String {
+    match &removed.objects[..] {
+        [] => "Nothing was installed".into(),
+        objects => format!("Removed {}", objects.join(", ")),
+    }
+}
+
 /// `tpx list-namespaces`.
 pub fn namespaces(rows: &[NamespaceRow]) -> String {
     table(

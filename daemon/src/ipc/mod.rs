@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tpx_datapath::MapsDump;
 
-pub use client::{Client, Waiting};
+pub use client::Client;
 pub use server::{Bound, Exchange, bind};
 
 use crate::{failure::Failure, userd::status::Status};

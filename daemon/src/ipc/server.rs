@@ -45,7 +45,8 @@ impl Bound {
             }
             let mut stream = BufReader::new(stream);
             let mut line = Vec::new();
-            let read = (&mut stream).take(MAX_LINE as u64).read_until(b'\n', &mut line);
+            let mut bounded = (&mut stream).take(MAX_LINE as u64);
+            let read = bounded.read_until(b'\n', &mut line);
             match tokio::time::timeout(std::time::Duration::from_secs(2), read).await {
                 Ok(Ok(n)) if n > 0 => {}
                 _ => continue,

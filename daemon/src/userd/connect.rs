@@ -12,7 +12,10 @@ use tpx_core::{
 };
 use tpx_datapath::{
     Host as _,
-    linux::{Bypass, ExpressLane, Maps},
+    linux::{
+        Bypass, Handover, Maps,
+        express::{ExpressLane, ExpressParts},
+    },
     remote::{ConnectError, RemoteHost},
 };
 use tpx_link::{
@@ -27,7 +30,7 @@ use super::{
     flows::{Carrying, FlowCounters, carry_all},
     kubernetes::Cluster,
     lanes::Lanes,
-    names::Names,
+    names::{Serving, Wanted},
     probe,
     session::{Open, Session, Visitor},
 };
@@ -63,7 +66,7 @@ pub async fn connect(
     let port_forward = road.to(&pod);
     step(format!("Connecting to the traffic manager ({})", port_forward.describe()));
     let control_lane = async {
-        let manager = ManagerClient::new(control(port_forward.connect().await?).await?);
+        let manager = ManagerClient::new(control(port_forward.connect().await?, &Settings::default()).await?);
         anyhow::Ok(manager)
     };
     let data_lane = async { anyhow::Ok(Lane::open(port_forward.connect().await?, &Settings::default()).await?) };
@@ -98,17 +101,17 @@ pub async fn connect(
     })?;
     let internal = |e: std::io::Error| Failure::internal(format!("cannot use the datapath's files: {e}"));
     let maps = Maps::of(&handover).map_err(internal)?;
-    let bypass = Arc::new(Bypass::new(handover.bypass.try_clone().map_err(internal)?).map_err(internal)?);
+    let Handover { device, listeners, raws, syns, held, bypass, dns, .. } = handover;
+    let bypass = Bypass::new(bypass).map_err(internal)?;
+    let express = ExpressLane::new(ExpressParts { listeners, raws, syns, held }).map_err(internal)?;
 
     let lanes = Lanes::keep(lane, Arc::clone(&road) as Arc<dyn Connector>);
-    let carrier = port_forward.describe();
-    let session = Session::keep(open, visitor, road);
-    let names = Names::start(&params, &namespace, &session, bypass);
-    let (express, dns) = ExpressLane::new(handover).map_err(internal)?;
-    let names = names.serve(dns).map_err(internal)?;
+    let session = Session::keep(open, visitor, Arc::clone(&road) as Arc<dyn Connector>);
+    let asked = Wanted { namespace: namespace.clone(), mapped_namespaces: params.mapped_namespaces.clone() };
+    let names = Serving::start(dns, &resolv.name_servers, asked, &session, bypass).map_err(internal)?;
     let counters = Arc::new(FlowCounters::default());
     let carrying = Carrying { lanes: lanes.clone(), session: session.id.clone(), counters: Arc::clone(&counters) };
-    let tasks = Tasks::new(tokio::spawn(carry_all(express, carrying)));
+    let tasks = Tasks::new(tokio::spawn(carry_all(express, carrying)), device);
 
     let identity = Identity {
         name: name.to_owned(),
@@ -118,7 +121,7 @@ pub async fn connect(
         mapped_namespaces: (!params.mapped_namespaces.is_empty()).then_some(params.mapped_namespaces),
         manager_namespace: params.manager_namespace,
         manager_version: answered.version,
-        carrier,
+        carrier: port_forward.describe(),
         rootd_version: host.welcome().release.clone(),
         rootd_socket: params.rootd_socket,
         since: Instant::now(),

@@ -1,6 +1,6 @@
 //! A connection that is up: what it is made of, what can be asked of it, and how it ends.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::{sync::Mutex, task::JoinHandle};
 use tpx_api::{Facts, VERSION};
@@ -46,15 +46,17 @@ pub struct Identity {
     pub since: Instant,
 }
 
-/// Tasks that end with the connection.
+/// What carries flows; ends with the connection.
 pub struct Tasks {
     flows: JoinHandle<()>,
+    /// The device lives as long as any copy of its file.
+    _device: OwnedFd,
 }
 
 impl Tasks {
-    /// Holds the task that carries flows.
-    pub fn new(flows: JoinHandle<()>) -> Self {
-        Self { flows }
+    /// Holds the task that carries flows, and the device that their routes hang on.
+    pub fn new(flows: JoinHandle<()>, device: OwnedFd) -> Self {
+        Self { flows, _device: device }
     }
 }
 

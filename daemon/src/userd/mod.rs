@@ -5,7 +5,7 @@ mod cluster;
 mod connect;
 mod connection;
 mod flows;
-mod kubernetes;
+pub mod kubernetes;
 mod lanes;
 mod names;
 mod probe;
@@ -15,6 +15,7 @@ pub mod status;
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -40,6 +41,9 @@ pub fn main(name: &str) -> Result<ExitCode, Failure> {
             .with_ansi(false)
             .with_writer(std::io::stderr)
             .init();
+        // One socket a flow: the usual soft limit of 1,024 files is soon reached.
+        let files = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
         rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         runtime.block_on(serve(name))?;

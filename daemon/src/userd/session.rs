@@ -14,6 +14,7 @@ use tpx_api::{
     proto::{self, manager_client::ManagerClient},
 };
 use tpx_link::{
+    Settings,
     carrier::Connector,
     lane::{Control, control},
 };
@@ -173,7 +174,7 @@ async fn again(connector: &dyn Connector, id: &str, visitor: &Visitor) -> Open {
     let mut backoff = Backoff::new();
     loop {
         let attempt = async {
-            let manager = ManagerClient::new(control(connector.connect().await?).await?);
+            let manager = ManagerClient::new(control(connector.connect().await?, &Settings::default()).await?);
             anyhow::Ok(Open::new(manager, Some(id), visitor).await?)
         };
         match attempt.await {

@@ -33,27 +33,25 @@ const REPLY: Duration = Duration::from_secs(30);
 #[non_exhaustive]
 pub enum ConnectError {
     /// Nothing listens.
-    #[error("tpx-rootd is not running ({} does not answer): start it with `sudo tpx-rootd serve --owner $(id -u)`", path.display())]
+    #[error("tpx-rootd is not running ({} does not answer)", path.display())]
     NotRunning {
         /// Where it should.
         path: PathBuf,
     },
     /// It serves somebody else.
-    #[error("tpx-rootd serves {}, not you: ask that user to `tpx quit`, or have an administrator change its --owner", owner_name(*owner))]
+    #[error("tpx-rootd serves {}, not you", owner_name(*owner))]
     Denied {
         /// Whom, when it said so.
         owner: Option<u32>,
     },
     /// It serves another connection.
-    #[error("tpx-rootd is busy with process {} of user {}: end that session with `tpx quit` first", session.pid, session.uid)]
+    #[error("tpx-rootd is busy with process {} of user {}", session.pid, session.uid)]
     Busy {
         /// Which one.
         session: Session,
     },
     /// It is of another release.
-    #[error(
-        "tpx-rootd {release} speaks protocol version {theirs} and tpx {ours}: install both from the same release and restart tpx-rootd"
-    )]
+    #[error("tpx-rootd {release} speaks protocol version {theirs} and tpx {ours}")]
     VersionMismatch {
         /// Version of this end.
         ours: u32,
@@ -63,8 +61,22 @@ pub enum ConnectError {
         release: String,
     },
     /// It does not behave.
-    #[error("tpx-rootd did not answer properly: {0}; see its log (`journalctl -u tpx-rootd`)")]
+    #[error("tpx-rootd did not answer properly: {0}")]
     Broken(#[source] WireError),
+}
+
+impl ConnectError {
+    /// What the user can do about it.
+    #[must_use]
+    pub fn next_step(&self) -> &'static str {
+        match self {
+            Self::NotRunning { .. } => "start it with `sudo tpx-rootd serve --owner $(id -u)`",
+            Self::Denied { .. } => "ask that user to `tpx quit`, or have an administrator change its --owner",
+            Self::Busy { .. } => "end that session with `tpx quit` first",
+            Self::VersionMismatch { .. } => "install both from the same release and restart tpx-rootd",
+            Self::Broken(_) => "see its log (`journalctl -u tpx-rootd`)",
+        }
+    }
 }
 
 fn owner_name(owner: Option<u32>) -> String {

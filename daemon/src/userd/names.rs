@@ -1,0 +1,143 @@
+//! The name server of one connection: the policy follows the cluster's facts, the cluster is asked through the manager,
+//! and what is not the cluster's goes to the original servers by sockets that nothing steers.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use async_trait::async_trait;
+use socket2::Socket;
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    sync::watch,
+    task::AbortHandle,
+};
+use tpx_api::{Facts, proto};
+use tpx_core::dns::{Name, NameServer, PolicyConfig};
+use tpx_datapath::linux::{Bypass, DnsSockets};
+use tpx_dns::{BoundSockets, ClusterResolver, Limits, ResolveError, Server, ServerHandle};
+
+use super::{
+    session::{Manager, Session},
+    status::Dns,
+};
+
+/// Port of name servers (RFC 1035, 4.2).
+const PORT: u16 = 53;
+
+/// The user's part of the policy.
+pub struct Wanted {
+    /// The namespace of single labels.
+    pub namespace: String,
+    /// `--mapped-namespaces`; empty: all.
+    pub mapped_namespaces: Vec<String>,
+}
+
+/// A running name server. Ends when dropped.
+pub struct Serving {
+    server: ServerHandle,
+    policy: AbortHandle,
+    name_servers: Vec<String>,
+}
+
+impl Serving {
+    /// Answers on `sockets` in place of `name_servers`.
+    pub fn start(
+        sockets: Vec<DnsSockets>,
+        name_servers: &[NameServer],
+        wanted: Wanted,
+        session: &Session,
+        bypass: Bypass,
+    ) -> io::Result<Self> {
+        let bound = sockets.into_iter().map(|own| bind(own, name_servers)).collect::<io::Result<Vec<_>>>()?;
+        let shown = bound.iter().map(|bound| bound.name_server.ip().to_string()).collect();
+        let mut facts = session.facts.clone();
+        let first = policy(&wanted, &facts.borrow_and_update());
+        let (sender, receiver) = watch::channel(Arc::new(first));
+        let follower = tokio::spawn(async move {
+            while facts.changed().await.is_ok() {
+                let now = policy(&wanted, &facts.borrow_and_update());
+                sender.send_replace(Arc::new(now));
+            }
+        });
+        let resolver = Arc::new(ThroughManager { manager: session.manager.clone(), session: session.id.clone() });
+        let server = Server::start(bound, receiver, resolver, Arc::new(Outside(bypass)), Limits::default())
+            .map_err(io::Error::other)?;
+        Ok(Self { server, policy: follower.abort_handle(), name_servers: shown })
+    }
+
+    /// What `tpx status` shows.
+    pub fn status(&self, cluster_domain: &str) -> Dns {
+        let counts = self.server.counts();
+        Dns {
+            name_servers: self.name_servers.clone(),
+            cluster_domain: cluster_domain.into(),
+            queries: counts.queries,
+            cluster: counts.cluster,
+            forwarded: counts.forwarded,
+            failed: counts.failed,
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.policy.abort();
+    }
+}
+
+fn policy(wanted: &Wanted, facts: &Facts) -> PolicyConfig {
+    // A domain that is no name leaves only what needs none.
+    let mut policy = PolicyConfig::new(facts.cluster_domain.parse().unwrap_or_else(|_| Name::root()));
+    policy.namespaces = facts.namespaces.iter().cloned().collect();
+    policy.connected_namespace = Some(wanted.namespace.clone());
+    policy.mapped_namespaces =
+        (!wanted.mapped_namespaces.is_empty()).then(|| wanted.mapped_namespaces.iter().cloned().collect());
+    policy.subnets = facts.service_subnets.iter().chain(&facts.pod_subnets).copied().collect();
+    policy
+}
+
+fn bind(own: DnsSockets, name_servers: &[NameServer]) -> io::Result<BoundSockets> {
+    let scope = name_servers.iter().find(|server| server.address == own.name_server).and_then(|s| s.scope.as_deref());
+    let mut name_server = SocketAddr::new(own.name_server, PORT);
+    if let (SocketAddr::V6(v6), Some(scope)) = (&mut name_server, scope) {
+        v6.set_scope_id(scope_id(scope));
+    }
+    let udp = UdpSocket::from_std(own.udp.into())?;
+    let tcp = TcpListener::from_std(own.tcp.into())?;
+    Ok(BoundSockets { name_server, udp, tcp })
+}
+
+/// The index of an IPv6 scope: a number, or a device's name. 0, which means none, when there is no such device.
+fn scope_id(scope: &str) -> u32 {
+    scope.parse().unwrap_or_else(|_| {
+        let index = std::fs::read_to_string(format!("/sys/class/net/{}/ifindex", scope.replace('/', "")));
+        index.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    })
+}
+
+/// Asks the cluster's name server through the manager.
+struct ThroughManager {
+    manager: watch::Receiver<Manager>,
+    session: watch::Receiver<String>,
+}
+
+#[async_trait]
+impl ClusterResolver for ThroughManager {
+    async fn resolve(&self, query: &[u8]) -> Result<Vec<u8>, ResolveError> {
+        let mut manager = self.manager.borrow().clone();
+        let request = proto::ResolveRequest { session_id: self.session.borrow().clone(), query: query.to_vec() };
+        match manager.resolve(request).await {
+            Ok(reply) => Ok(reply.into_inner().answer),
+            Err(status) if status.code() == tonic::Code::DeadlineExceeded => Err(ResolveError::TimedOut),
+            Err(status) => Err(ResolveError::Unavailable(status.message().to_owned())),
+        }
+    }
+}
+
+/// Takes the daemon's own questions out of what is steered.
+struct Outside(Bypass);
+
+impl tpx_dns::Bypass for Outside {
+    fn exempt(&self, socket: &Socket) -> io::Result<()> {
+        self.0.exempt(socket)
+    }
+}
