@@ -1,6 +1,7 @@
 //! The cases, in the order in which they run: first what a connection does, then what ends it.
 
 mod crash;
+mod dns;
 mod maps;
 mod reach;
 mod semantics;
@@ -13,5 +14,6 @@ pub(crate) type Case = (&'static str, fn() -> anyhow::Result<()>);
 
 /// All cases.
 pub(crate) fn all() -> Vec<Case> {
-    [wrong::CASES, reach::CASES, semantics::CASES, volume::CASES, maps::CASES, crash::CASES, users::CASES].concat()
+    [wrong::CASES, reach::CASES, dns::CASES, semantics::CASES, volume::CASES, maps::CASES, crash::CASES, users::CASES]
+        .concat()
 }
