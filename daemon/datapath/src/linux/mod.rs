@@ -1,9 +1,17 @@
 //! The Linux datapath.
 
 mod bypass;
+pub mod express;
 mod handover;
+#[cfg(feature = "privileged")]
+mod host;
 mod inspect;
+#[expect(unsafe_code, reason = "system calls without a safe wrapper")]
+mod sys;
 
 pub use bypass::Bypass;
 pub use handover::{DnsSockets, Handover, Layout, WrongCount};
+#[cfg(feature = "privileged")]
+pub use host::{Features, LinuxHost, probe};
 pub use inspect::Maps;
+pub use tpx_ebpf_abi::slot::Slot;

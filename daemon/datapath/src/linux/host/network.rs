@@ -1,0 +1,218 @@
+//! Addresses, policy rules and routes, by netlink (rtnetlink(7)).
+
+use std::net::IpAddr;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use ipnet::IpNet;
+use netlink_packet_route::{
+    AddressFamily,
+    address::AddressHeaderFlags,
+    route::{RouteMessage, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder, packet_core::ErrorMessage};
+use tokio::task::JoinHandle;
+use tpx_ebpf_abi::{mark, slot::Slot};
+
+use super::{device::Device, failed, system};
+use crate::HostError;
+
+/// A netlink connection into the network namespace of the thread that opened it.
+pub(super) struct Network {
+    handle: Handle,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Network {
+    pub(super) fn open() -> Result<Self, HostError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(|e| system("open netlink", e))?;
+        Ok(Self { handle, connection: tokio::spawn(connection) })
+    }
+
+    /// Removes rules that an earlier run left behind. Its routes and device went with its files.
+    pub(super) async fn sweep(&self, slot: Slot) -> Result<(), HostError> {
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let family = if matches!(version, IpVersion::V4) { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let rules: Vec<RuleMessage> = match self.handle.rule().get(version).execute().try_collect().await {
+                Ok(rules) => rules,
+                // A kernel without IPv6 has no such rules.
+                Err(rtnetlink::Error::NetlinkError(e))
+                    if family == AddressFamily::Inet6 && is(&e, libc::EAFNOSUPPORT) =>
+                {
+                    continue;
+                }
+                Err(e) => return Err(failed("list the policy rules", &e)),
+            };
+            for rule in rules.into_iter().filter(|r| r.header.family == family && is_ours(r, slot)) {
+                let gone = self.handle.rule().del(rule).execute().await;
+                tolerate(gone, libc::ENOENT).map_err(|e| failed("remove a policy rule", &e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the device its own addresses and sets it up.
+    pub(super) async fn bring_up(&self, device: &Device, slot: Slot, ipv6: bool) -> Result<(), HostError> {
+        self.add_address(device, slot.ipv4().into()).await?;
+        if ipv6 {
+            self.add_address(device, slot.ipv6().into()).await?;
+        }
+        let up = LinkUnspec::new_with_index(device.index).up().build();
+        self.handle.link().change(up).execute().await.map_err(|e| failed(format!("set {} up", slot.device()), &e))
+    }
+
+    /// Adds one host address.
+    pub(super) async fn add_address(&self, device: &Device, ip: IpAddr) -> Result<(), HostError> {
+        let mut request = self.handle.address().add(device.index, ip, host_prefix(ip));
+        if ip.is_ipv6() {
+            // Nobody else is on this link: no need to wait for duplicate address detection (RFC 4862, 5.4).
+            request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+        }
+        request.execute().await.map_err(|e| failed(format!("add the address {ip}"), &e))
+    }
+
+    /// Removes one host address.
+    pub(super) async fn remove_address(&self, device: &Device, ip: IpAddr) -> Result<(), HostError> {
+        let mut request = self.handle.address().add(device.index, ip, host_prefix(ip));
+        let message = request.message_mut().clone();
+        let gone = self.handle.address().del(message).execute().await;
+        tolerate(gone, libc::EADDRNOTAVAIL).map_err(|e| failed(format!("remove the address {ip}"), &e))
+    }
+
+    /// Leads marked packets to the slot's table.
+    pub(super) async fn add_rules(&self, slot: Slot, ipv6: bool) -> Result<(), HostError> {
+        for v6 in [false, true].into_iter().filter(|v6| ipv6 || !v6) {
+            let mut rule = self.handle.rule().add().action(RuleAction::ToTable).table_id(slot.table());
+            let header = &mut rule.message_mut().header;
+            header.family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+            rule.message_mut().attributes.extend([
+                RuleAttribute::Priority(slot.preference()),
+                RuleAttribute::FwMark(mark::steer(slot)),
+                RuleAttribute::FwMask(mark::RULE_MASK),
+            ]);
+            rule.execute().await.map_err(|e| failed("add the policy rule", &e))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the addresses of `net` local ones in the slot's table.
+    pub(super) async fn add_route(&self, device: &Device, slot: Slot, net: IpNet) -> Result<(), HostError> {
+        let added = self.handle.route().add(route(device, slot, net)).execute().await;
+        added.map_err(|e| failed(format!("add the route to {net}"), &e))
+    }
+
+    /// Undoes [`add_route`](Self::add_route).
+    pub(super) async fn remove_route(&self, device: &Device, slot: Slot, net: IpNet) -> Result<(), HostError> {
+        let gone = self.handle.route().del(route(device, slot, net)).execute().await;
+        tolerate(gone, libc::ESRCH).map_err(|e| failed(format!("remove the route to {net}"), &e))
+    }
+
+    /// Removes the slot's device, also while somebody else has copies of its file.
+    async fn remove_device(&self, slot: Slot) -> Result<(), HostError> {
+        let mut found = Box::pin(self.handle.link().get().match_name(slot.device()).execute());
+        let Some(Ok(link)) = found.next().await else {
+            return Ok(());
+        };
+        let gone = self.handle.link().del(link.header.index).execute().await;
+        tolerate(gone, libc::ENODEV).map_err(|e| failed(format!("remove {}", slot.device()), &e))
+    }
+}
+
+fn route(device: &Device, slot: Slot, net: IpNet) -> RouteMessage {
+    let message = match net {
+        IpNet::V4(net) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            // Without it the source would be the destination, and connections could meet themselves.
+            .pref_source(slot.ipv4())
+            .scope(RouteScope::Host)
+            .kind(RouteType::Local)
+            .output_interface(device.index)
+            .table_id(slot.table())
+            .build(),
+        IpNet::V6(net) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+            .destination_prefix(net.addr(), net.prefix_len())
+            .pref_source(slot.ipv6())
+            .kind(RouteType::Local)
+            .output_interface(device.index)
+            .table_id(slot.table())
+            .build(),
+    };
+    message
+}
+
+fn host_prefix(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}
+
+/// A rule that some run of ours for this slot has made.
+fn is_ours(rule: &RuleMessage, slot: Slot) -> bool {
+    let has = |attribute| rule.attributes.contains(&attribute);
+    has(RuleAttribute::Priority(slot.preference()))
+        && has(RuleAttribute::FwMark(mark::steer(slot)))
+        && has(RuleAttribute::FwMask(mark::RULE_MASK))
+}
+
+fn is(error: &ErrorMessage, errno: i32) -> bool {
+    error.raw_code() == -errno
+}
+
+/// What is gone already need not be removed.
+fn tolerate(result: Result<(), rtnetlink::Error>, errno: i32) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(e)) if is(&e, errno) => Ok(()),
+        other => other,
+    }
+}
+
+/// What does not hang on our files: rules always, the device while somebody else has its file. Removed on drop.
+#[derive(Debug)]
+pub(super) struct Footprint {
+    slot: Option<Slot>,
+}
+
+impl Footprint {
+    pub(super) fn of(slot: Slot) -> Self {
+        Self { slot: Some(slot) }
+    }
+
+    /// Removes it now.
+    pub(super) async fn remove(mut self) -> Result<(), HostError> {
+        let Some(slot) = self.slot else {
+            return Ok(());
+        };
+        remove(slot).await?;
+        self.slot = None;
+        Ok(())
+    }
+}
+
+impl Drop for Footprint {
+    fn drop(&mut self) {
+        let Some(slot) = self.slot.take() else {
+            return;
+        };
+        // A runtime of its own: this may run inside another one, or after its end. A new thread stays in the network
+        // namespace of this one.
+        let cleaner = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+            runtime.block_on(remove(slot)).map_err(std::io::Error::other)
+        });
+        match cleaner.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::warn!("clean up after {}: {e}", slot.device()),
+            Err(_) => tracing::warn!("clean up after {}: the thread died", slot.device()),
+        }
+    }
+}
+
+async fn remove(slot: Slot) -> Result<(), HostError> {
+    let network = Network::open()?;
+    let rules = network.sweep(slot).await;
+    network.remove_device(slot).await.and(rules)
+}

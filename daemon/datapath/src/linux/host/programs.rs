@@ -1,0 +1,261 @@
+//! The kernel programs: loading, filling their maps, attaching them.
+
+use std::{
+    fs::File,
+    io,
+    net::IpAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, IterableMap as _, LpmTrie, Map, MapData, SockMap, lpm_trie::Key},
+    programs::{CgroupAttachMode, CgroupSockAddr, SkLookup, SocketFilter, cgroup_sock_addr::CgroupSockAddrLink},
+};
+use ipnet::IpNet;
+use tokio::task::JoinHandle;
+use tpx_core::plan::Scope;
+use tpx_ebpf_abi::{
+    Action, Rule,
+    maps::{self, program},
+    slot::Slot,
+};
+
+use super::{cgroup, failed, system};
+use crate::{HostError, linux::sys};
+
+/// Loaded programs. Dropping it detaches and unloads them.
+pub(super) struct Programs {
+    hooks: Vec<CgroupSockAddrLink>,
+    bpf: Ebpf,
+    rules4: LpmTrie<MapData, [u8; 4], Rule>,
+    rules6: LpmTrie<MapData, [u8; 16], Rule>,
+    names4: Names<[u8; 4]>,
+    names6: Names<[u8; 16]>,
+    log: Option<JoinHandle<()>>,
+}
+
+/// Both directions of the exchange of name servers.
+struct Names<K: aya::Pod> {
+    own: HashMap<MapData, K, K>,
+    server: HashMap<MapData, K, K>,
+}
+
+/// Copies of the map files that the user daemon gets.
+pub(super) struct MapFiles {
+    pub(super) syns: OwnedFd,
+    pub(super) held: OwnedFd,
+    pub(super) bypass: OwnedFd,
+    pub(super) rules4: OwnedFd,
+    pub(super) rules6: OwnedFd,
+    pub(super) names4: OwnedFd,
+    pub(super) names6: OwnedFd,
+    pub(super) counters: OwnedFd,
+}
+
+impl std::fmt::Debug for Programs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Programs").field("hooks", &self.hooks.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Programs {
+    fn drop(&mut self) {
+        if let Some(log) = &self.log {
+            log.abort();
+        }
+    }
+}
+
+impl Programs {
+    /// Loads all programs for a slot whose device has the index `device`, and attaches the one that steers packets:
+    /// without rules it does nothing.
+    pub(super) fn load(slot: Slot, device: u32) -> Result<Self, HostError> {
+        let mut bpf = object(slot, device)?;
+        let log = read_log(&mut bpf);
+        for name in program::CGROUP {
+            let hook: &mut CgroupSockAddr = get(&mut bpf, name)?;
+            hook.load().map_err(|e| load_failed(name, &e))?;
+        }
+        let hold: &mut SocketFilter = get(&mut bpf, program::HOLD)?;
+        hold.load().map_err(|e| load_failed(program::HOLD, &e))?;
+        let netns = File::open("/proc/thread-self/ns/net").map_err(|e| system("open the network namespace", e))?;
+        let lookup: &mut SkLookup = get(&mut bpf, program::LOOKUP)?;
+        lookup.load().map_err(|e| load_failed(program::LOOKUP, &e))?;
+        lookup.attach(netns).map_err(|e| failed("attach to the network namespace", &e))?;
+        let rules4 = take(&mut bpf, maps::RULES4)?;
+        let rules6 = take(&mut bpf, maps::RULES6)?;
+        let names4 = Names { own: take(&mut bpf, maps::NAMES4)?, server: take(&mut bpf, maps::SERVERS4)? };
+        let names6 = Names { own: take(&mut bpf, maps::NAMES6)?, server: take(&mut bpf, maps::SERVERS6)? };
+        Ok(Self { hooks: Vec::new(), bpf, rules4, rules6, names4, names6, log })
+    }
+
+    /// Attaches the hooks to a scope's cgroup, then detaches them from the one before.
+    pub(super) fn attach(&mut self, scope: &Scope) -> Result<(), HostError> {
+        let path = scope_path(scope)?;
+        let group = File::open(&path).map_err(|e| system(format!("open the cgroup {}", path.display()), e))?;
+        let mut hooks = Vec::with_capacity(program::CGROUP.len());
+        for name in program::CGROUP {
+            let hook: &mut CgroupSockAddr = get(&mut self.bpf, name)?;
+            let what = || format!("attach {name} to {}", path.display());
+            // "Single" is the only mode that links take; links of others stay beside ours all the same.
+            let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(), &e))?;
+            hooks.push(hook.take_link(id).map_err(|e| failed(what(), &e))?);
+        }
+        self.hooks = hooks;
+        Ok(())
+    }
+
+    /// Sets the filter that holds SYNs.
+    pub(super) fn hold(&mut self, listener: &socket2::Socket) -> Result<(), HostError> {
+        let hold: &mut SocketFilter = get(&mut self.bpf, program::HOLD)?;
+        hold.attach(listener).map_err(|e| failed("attach the filter to a listener", &e))
+    }
+
+    /// Makes `listener` the one for its family.
+    pub(super) fn set_listener(&mut self, index: u32, listener: &socket2::Socket) -> Result<(), HostError> {
+        let map = self.bpf.map_mut(maps::LISTENERS).ok_or_else(|| missing(maps::LISTENERS))?;
+        let mut map = SockMap::try_from(map).map_err(|e| failed("open the listeners", &e))?;
+        map.set(index, listener, 0).map_err(|e| failed("register a listener", &e))
+    }
+
+    /// Adds or replaces a rule.
+    pub(super) fn set_rule(&mut self, net: IpNet, action: Action) -> Result<(), HostError> {
+        let rule = Rule::new(action);
+        match net {
+            IpNet::V4(n) => self.rules4.insert(&Key::new(n.prefix_len().into(), n.addr().octets()), rule, 0),
+            IpNet::V6(n) => self.rules6.insert(&Key::new(n.prefix_len().into(), n.addr().octets()), rule, 0),
+        }
+        .map_err(|e| failed(format!("add the rule for {net}"), &e))
+    }
+
+    /// Removes a rule.
+    pub(super) fn remove_rule(&mut self, net: IpNet) -> Result<(), HostError> {
+        match net {
+            IpNet::V4(n) => self.rules4.remove(&Key::new(n.prefix_len().into(), n.addr().octets())),
+            IpNet::V6(n) => self.rules6.remove(&Key::new(n.prefix_len().into(), n.addr().octets())),
+        }
+        .map_err(|e| failed(format!("remove the rule for {net}"), &e))
+    }
+
+    /// Exchanges a name server for tpx's own address of the same family.
+    pub(super) fn set_name(&mut self, server: IpAddr, own: IpAddr) -> Result<(), HostError> {
+        match (server, own) {
+            (IpAddr::V4(s), IpAddr::V4(o)) => self.names4.set(s.octets(), o.octets()),
+            (IpAddr::V6(s), IpAddr::V6(o)) => self.names6.set(s.octets(), o.octets()),
+            _ => return Err(HostError::Refused(format!("{own} cannot stand for {server}"))),
+        }
+        .map_err(|e| failed(format!("exchange the name server {server}"), &e))
+    }
+
+    /// Undoes [`set_name`](Self::set_name).
+    pub(super) fn remove_name(&mut self, server: IpAddr, own: IpAddr) -> Result<(), HostError> {
+        match (server, own) {
+            (IpAddr::V4(s), IpAddr::V4(o)) => self.names4.remove(s.octets(), o.octets()),
+            (IpAddr::V6(s), IpAddr::V6(o)) => self.names6.remove(s.octets(), o.octets()),
+            _ => Ok(()),
+        }
+        .map_err(|e| failed(format!("forget the name server {server}"), &e))
+    }
+
+    /// Copies of the map files for the user daemon.
+    pub(super) fn maps(&self) -> io::Result<MapFiles> {
+        let copy = |data: &MapData| data.fd().as_fd().try_clone_to_owned();
+        let named = |name: &str| match self.bpf.map(name) {
+            Some(Map::RingBuf(d) | Map::HashMap(d) | Map::LruHashMap(d) | Map::PerCpuArray(d)) => copy(d),
+            _ => Err(io::Error::new(io::ErrorKind::NotFound, format!("no map {name}"))),
+        };
+        Ok(MapFiles {
+            syns: named(maps::SYNS)?,
+            held: named(maps::HELD)?,
+            bypass: named(maps::BYPASS)?,
+            rules4: copy(self.rules4.map())?,
+            rules6: copy(self.rules6.map())?,
+            names4: copy(self.names4.own.map())?,
+            names6: copy(self.names6.own.map())?,
+            counters: named(maps::COUNTERS)?,
+        })
+    }
+}
+
+impl<K: aya::Pod> Names<K> {
+    fn set(&mut self, server: K, own: K) -> Result<(), aya::maps::MapError> {
+        // The way back first: an answer must not arrive before its name can be put back.
+        self.server.insert(own, server, 0)?;
+        self.own.insert(server, own, 0)
+    }
+
+    fn remove(&mut self, server: K, own: K) -> Result<(), aya::maps::MapError> {
+        self.own.remove(&server)?;
+        self.server.remove(&own)
+    }
+}
+
+fn scope_path(scope: &Scope) -> Result<PathBuf, HostError> {
+    match scope {
+        Scope::Workstation => cgroup::root().map_err(|e| system("find the root of the cgroup2 tree", e)),
+        Scope::Cgroup(path) => Ok(path.clone()),
+    }
+}
+
+#[cfg(express_lane)]
+fn object(slot: Slot, device: u32) -> Result<Ebpf, HostError> {
+    let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+        .map_err(|e| system("open a socket", e.into()))?;
+    let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
+    aya::EbpfLoader::new()
+        .override_global(maps::global::NETNS_COOKIE, &cookie, true)
+        .override_global(maps::global::DEVICE, &device, true)
+        .override_global(maps::global::SLOT, &slot.index(), true)
+        .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tpx-ebpf")))
+        .map_err(|e| failed("load the kernel programs' maps", &e))
+}
+
+#[cfg(not(express_lane))]
+fn object(_: Slot, _: u32) -> Result<Ebpf, HostError> {
+    Err(HostError::Unsupported(super::probe::NOT_BUILT_IN.into()))
+}
+
+/// Passes on what the programs log; release builds log nothing.
+fn read_log(bpf: &mut Ebpf) -> Option<JoinHandle<()>> {
+    bpf.map("AYA_LOGS")?;
+    let logger = match aya_log::EbpfLogger::init(bpf) {
+        Ok(logger) => logger,
+        Err(e) => {
+            tracing::warn!("the kernel programs' log cannot be read: {e}");
+            return None;
+        }
+    };
+    let mut logger = sys::watch_log(logger).ok()?;
+    Some(tokio::spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    }))
+}
+
+fn get<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, HostError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    bpf.program_mut(name).and_then(|p| p.try_into().ok()).ok_or_else(|| missing(name))
+}
+
+fn take<M: TryFrom<Map>>(bpf: &mut Ebpf, name: &str) -> Result<M, HostError> {
+    bpf.take_map(name).and_then(|m| m.try_into().ok()).ok_or_else(|| missing(name))
+}
+
+fn missing(name: &str) -> HostError {
+    HostError::Unsupported(format!("the built-in kernel programs lack {name}; build again"))
+}
+
+/// The verifier's words are long: they go to the log, and its verdict to the user.
+fn load_failed(name: &str, error: &aya::programs::ProgramError) -> HostError {
+    if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = error {
+        tracing::debug!("the verifier refused {name}:\n{verifier_log}");
+        return failed(format!("load the kernel program {name}"), io_error);
+    }
+    failed(format!("load the kernel program {name}"), error)
+}

@@ -1,0 +1,90 @@
+//! The sockets that need privilege to be made, but none to be used.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tpx_ebpf_abi::{
+    maps::{LISTENER4, LISTENER6},
+    mark,
+    slot::Slot,
+};
+
+use super::{programs::Programs, system};
+use crate::{
+    HostError,
+    linux::{DnsSockets, sys},
+};
+
+/// Connections that wait for accept(); net.core.somaxconn is the kernel's own bound.
+const BACKLOG: i32 = 4096;
+const DNS_BACKLOG: i32 = 256;
+
+/// The transparent listeners for both families, with the filter that holds SYNs, registered with the programs.
+pub(super) fn listeners(slot: Slot, ipv6: bool, programs: &mut Programs) -> Result<[OwnedFd; 2], HostError> {
+    let mut make = |index, own: IpAddr| -> Result<OwnedFd, HostError> {
+        let socket = listener(own).map_err(|e| system(format!("prepare the listener at {own}"), e))?;
+        // The filter comes before listen(): no SYN may slip through.
+        programs.hold(&socket)?;
+        socket.listen(BACKLOG).map_err(|e| system(format!("listen at {own}"), e))?;
+        programs.set_listener(index, &socket)?;
+        Ok(OwnedFd::from(socket))
+    };
+    Ok([make(LISTENER4, slot.ipv4().into())?, make(LISTENER6, six_or_four(slot, ipv6))?])
+}
+
+/// Without IPv6 the second socket of a pair is one that nothing ever reaches.
+fn six_or_four(slot: Slot, ipv6: bool) -> IpAddr {
+    if ipv6 { slot.ipv6().into() } else { slot.ipv4().into() }
+}
+
+fn listener(own: IpAddr) -> io::Result<Socket> {
+    let at = SocketAddr::new(own, 0);
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    // Accepted sockets have cluster addresses as their own.
+    if own.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+    } else {
+        socket.set_ip_transparent_v6(true)?;
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&SockAddr::from(at))?;
+    sys::set_fast_open(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// Raw sockets that send whole packets, marked so that the filter lets them pass and the rule leads them right.
+pub(super) fn raws(slot: Slot, ipv6: bool) -> Result<[OwnedFd; 2], HostError> {
+    let make = |domain| -> io::Result<OwnedFd> {
+        // IPPROTO_RAW: the IP header is part of what is sent (raw(7)), and nothing is received.
+        let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::from(libc::IPPROTO_RAW)))?;
+        socket.set_mark(mark::reinject(slot))?;
+        Ok(socket.into())
+    };
+    let six = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
+    let both = || Ok([make(Domain::IPV4)?, make(six)?]);
+    both().map_err(|e| system("prepare the raw sockets", e))
+}
+
+/// The sockets that answer for one name server.
+pub(super) fn dns(name_server: IpAddr, address: SocketAddr) -> Result<DnsSockets, HostError> {
+    let make = |kind: Type, protocol| -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
+        // After a restart connections of the one before may linger; nobody may share the port at the same time.
+        if kind == Type::STREAM {
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&SockAddr::from(address))?;
+        Ok(socket)
+    };
+    let both = || {
+        let udp = make(Type::DGRAM, Protocol::UDP)?;
+        let tcp = make(Type::STREAM, Protocol::TCP)?;
+        tcp.listen(DNS_BACKLOG)?;
+        Ok(DnsSockets { name_server, address, udp: udp.into(), tcp: tcp.into() })
+    };
+    both().map_err(|e| system(format!("answer DNS at {address}"), e))
+}

@@ -1,0 +1,22 @@
+//! System calls that no safe crate offers.
+
+#[cfg(feature = "privileged")]
+mod privileged;
+
+use std::io;
+
+use aya::maps::{MapData, RingBuf};
+use tokio::io::{Interest, unix::AsyncFd};
+
+#[cfg(feature = "privileged")]
+pub(super) use privileged::{netns_cookie, set_fast_open, tun_attach, tun_forget, watch_log};
+
+/// Waits for records of a ring buffer on the current runtime.
+///
+/// # Errors
+/// When the runtime cannot watch the file.
+pub(super) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the ring buffer owns its file, always names the same one, and closes it only when the `AsyncFd` that holds
+    // it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
+}
