@@ -1,6 +1,7 @@
 //! The project's own tools: what a fresh machine needs, the lab, the images, the demo and the tests.
 
 mod demo;
+mod elevate;
 mod image;
 mod lab;
 mod paths;
@@ -69,6 +70,8 @@ enum LabCommand {
     Up(Name),
     /// Take it down: no process, namespace, cgroup, mount or link stays
     Down(Name),
+    /// Load images that were built since it last did, and restart what runs them
+    Refresh(Name),
     /// Show whether it is up, and every name and address in it
     Status {
         #[command(flatten)]
@@ -87,9 +90,6 @@ enum LabCommand {
         /// Put this profile's programs on the path: release or debug
         #[arg(long, value_parser = ["release", "debug"])]
         profile: Option<String>,
-        /// Give it this kubeconfig, readable inside, instead of the lab's
-        #[arg(long, value_name = "FILE")]
-        kubeconfig: Option<String>,
         #[command(flatten)]
         lab: Name,
         /// The program and its arguments
@@ -111,19 +111,35 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<i32> {
     match command {
         Command::Setup => setup::all()?,
-        Command::Lab(LabCommand::Up(Name { name })) => lab::up(&Lab::new(&name)?)?,
-        Command::Lab(LabCommand::Down(Name { name })) => lab::down(&Lab::new(&name)?)?,
-        Command::Lab(LabCommand::Status { lab: Name { name }, json }) => return lab::status(&Lab::new(&name)?, json),
-        Command::Lab(LabCommand::Exec { part, user, profile, kubeconfig, lab: Name { name }, program }) => {
-            return lab::exec(&Lab::new(&name)?, part, &As { user, profile, kubeconfig }, &program);
-        }
+        Command::Lab(command) => return run_lab(command),
         Command::Image(Name { name }) => {
             image::build()?;
-            lab::refresh_images(&Lab::new(&name)?)?;
+            if Lab::new(&name)?.state().exists() {
+                return Ok(i32::from(!elevate::visibly(&["lab", "refresh", "--name", &name])?));
+            }
         }
         Command::Demo { lab: Name { name }, kubeconfig } => demo::run(&Lab::new(&name)?, kubeconfig)?,
         Command::Test { tier, lab: Name { name } } => return test::run(&Lab::new(&name)?, tier),
         Command::LabInit { part, lab: Name { name } } => lab::init(&Lab::new(&name)?, part)?,
+    }
+    Ok(0)
+}
+
+fn run_lab(command: LabCommand) -> Result<i32> {
+    if let LabCommand::Up(Name { name }) = &command {
+        lab::build(&Lab::new(name)?)?;
+    }
+    if let Some(code) = elevate::again()? {
+        return Ok(code);
+    }
+    match command {
+        LabCommand::Up(Name { name }) => lab::up(&Lab::new(&name)?)?,
+        LabCommand::Down(Name { name }) => lab::down(&Lab::new(&name)?)?,
+        LabCommand::Refresh(Name { name }) => lab::refresh_images(&Lab::new(&name)?)?,
+        LabCommand::Status { lab: Name { name }, json } => return lab::status(&Lab::new(&name)?, json),
+        LabCommand::Exec { part, user, profile, lab: Name { name }, program } => {
+            return lab::exec(&Lab::new(&name)?, part, &As { user, profile }, &program);
+        }
     }
     Ok(0)
 }

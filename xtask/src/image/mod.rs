@@ -3,6 +3,7 @@
 mod oci;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -22,6 +23,11 @@ const WORKLOAD_IMAGE: &str = "tpx.local/workload:1";
 const DNS_IMAGE: &str = "tpx.local/coredns:1";
 /// The traffic manager, under the name that a release has.
 const MANAGER_IMAGE: &str = concat!("ghcr.io/tpx-dev/tpx-manager:", env!("CARGO_PKG_VERSION"));
+/// The same program, built to say that it is of another version.
+pub(crate) const OTHER_MANAGER: &str = "tpx.local/tpx-manager-other:1";
+const OTHER_VERSION: &str = "99.0.0";
+const MANAGER: &str = "tpx-manager";
+const ROOT: &str = "0:0";
 /// Whom programs run as in the images; nobody on any node.
 const NON_ROOT: &str = "65532:65532";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -42,68 +48,93 @@ pub(crate) fn archives() -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Changes when an archive does.
+/// One line per archive that says whether it has been written since: time, size, path.
 pub(crate) fn stamp() -> Result<String> {
     archives()?
         .iter()
-        .map(|path| Ok(format!("{} {}\n", path.display(), hex(&Sha256::digest(fs::read(path)?)))))
+        .map(|path| {
+            let about = fs::metadata(path)?;
+            Ok(format!("{}.{} {} {}\n", about.mtime(), about.mtime_nsec(), about.len(), path.display()))
+        })
         .collect()
 }
 
 /// Builds the images when there are none.
 pub(crate) fn need() -> Result<()> {
-    let there = ["workload", "coredns"].iter().all(|name| paths::images().join(format!("{name}.tar")).exists());
+    let there =
+        ["workload", "coredns", "tpx-manager"].iter().all(|name| paths::images().join(format!("{name}.tar")).exists());
     if there && workload_program().exists() { Ok(()) } else { build() }
 }
 
 /// Builds the programs and writes the archives.
 pub(crate) fn build() -> Result<()> {
-    let project = paths::project();
-    let manager = project.join("manager/src/main.rs").exists();
-    let mut packages = vec!["-p", WORKLOAD];
-    if manager {
-        packages.extend(["-p", "tpx-manager"]);
-    }
-    step("static programs", || {
-        visibly(
-            Command::new("cargo")
-                .args(["build", "--quiet", "--release", "--target", TARGET])
-                .args(packages)
-                .env("RUSTFLAGS", "-C target-feature=+crt-static")
-                .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
-                .current_dir(&project),
-        )
-    })?;
-    let built = paths::target().join(TARGET).join("release");
+    let built = step("static programs", || static_programs(&[WORKLOAD, MANAGER], None))?;
     step("images", || {
         fs::create_dir_all(paths::images())?;
         let workload = program(built.join(WORKLOAD))?;
-        let base = |name: &str, program: &str, arguments: &[&str], user: &str| Image {
-            name: name.into(),
-            program: program.into(),
-            arguments: arguments.iter().map(|a| (*a).into()).collect(),
-            user: user.into(),
-        };
         let mut archive = Archive::new();
-        archive.add(&base(WORKLOAD_IMAGE, WORKLOAD, &[], "0:0"), &workload)?;
-        archive.add(&base(PAUSE, WORKLOAD, &["pause"], NON_ROOT), &workload)?;
+        archive.add(&image(WORKLOAD_IMAGE, WORKLOAD, &[], ROOT), &workload)?;
+        archive.add(&image(PAUSE, WORKLOAD, &["pause"], NON_ROOT), &workload)?;
         archive.write(&paths::images().join("workload.tar"))?;
-        fs::write(workload_program().with_extension("new"), &workload)?;
-        fs::set_permissions(
-            workload_program().with_extension("new"),
-            std::os::unix::fs::PermissionsExt::from_mode(0o755),
-        )?;
-        fs::rename(workload_program().with_extension("new"), workload_program())?;
-        let mut archive = Archive::new();
-        archive.add(&base(DNS_IMAGE, "coredns", &[], "0:0"), &program(paths::cluster_bin().join("coredns"))?)?;
-        archive.write(&paths::images().join("coredns.tar"))?;
-        if manager {
-            let mut archive = Archive::new();
-            archive.add(&base(MANAGER_IMAGE, "tpx-manager", &[], NON_ROOT), &program(built.join("tpx-manager"))?)?;
-            archive.write(&paths::images().join("tpx-manager.tar"))?;
-        }
-        Ok(())
+        oci::replace(&workload_program(), &workload, 0o755)?;
+        one(&image(DNS_IMAGE, "coredns", &[], ROOT), paths::cluster_bin().join("coredns"), "coredns.tar")?;
+        one(&image(MANAGER_IMAGE, MANAGER, &[], NON_ROOT), built.join(MANAGER), "tpx-manager.tar")
     })
+}
+
+/// Builds the manager as if it were of another version, for a test. It need not follow every change of the manager, only
+/// those of what it says to a laptop.
+pub(crate) fn build_other_manager() -> Result<()> {
+    let api = paths::project().join("manager/api");
+    let mut files = vec![api.join("Cargo.toml")];
+    for dir in ["src", "proto"] {
+        files.extend(
+            fs::read_dir(api.join(dir))
+                .into_iter()
+                .flatten()
+                .filter_map(|e| Some(e.ok()?.path()))
+                .filter(|p| p.is_file()),
+        );
+    }
+    files.sort();
+    let mut sum = Sha256::new();
+    for file in &files {
+        sum.update(fs::read(file)?);
+    }
+    let (stamp, now) = (paths::images().join("other-manager.api"), hex(&sum.finalize()));
+    if fs::read_to_string(&stamp).is_ok_and(|have| have == now) {
+        return Ok(());
+    }
+    step("manager of another version", || {
+        let built = static_programs(&[MANAGER], Some(OTHER_VERSION))?;
+        one(&image(OTHER_MANAGER, MANAGER, &[], NON_ROOT), built.join(MANAGER), "other-manager.tar")?;
+        Ok(fs::write(&stamp, now)?)
+    })?;
+    // The next build finds the manager as it was.
+    step("manager again", || static_programs(&[MANAGER], None).map(drop))
+}
+
+/// Builds packages as static programs and returns the folder that they are in.
+fn static_programs(packages: &[&str], version: Option<&str>) -> Result<PathBuf> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--quiet", "--release", "--target", TARGET]).current_dir(paths::project());
+    cargo.args(packages.iter().flat_map(|package| ["-p", package]));
+    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static").env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo");
+    cargo.envs(version.map(|version| ("TPX_VERSION", version)));
+    visibly(&mut cargo)?;
+    Ok(paths::target().join(TARGET).join("release"))
+}
+
+fn image(name: &str, program: &str, arguments: &[&str], user: &str) -> Image {
+    let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    Image { name: name.to_owned(), program: program.to_owned(), arguments, user: user.to_owned() }
+}
+
+/// An archive with one image.
+fn one(image: &Image, from: PathBuf, file: &str) -> Result<()> {
+    let mut archive = Archive::new();
+    archive.add(image, &program(from)?)?;
+    archive.write(&paths::images().join(file))
 }
 
 /// Reads a program and makes sure that it needs nothing from the image's file system.

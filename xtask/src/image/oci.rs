@@ -1,7 +1,8 @@
 //! The OCI image layout in one tar file, as `ctr images import` reads it. No times, no owners: equal input, equal bytes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -54,19 +55,28 @@ impl Archive {
         descriptor
     }
 
-    /// Writes the archive in one piece: a reader sees the old one or the new one.
+    /// Writes the archive in one piece: a reader sees the old one or the new one. Equal bytes leave the old one as it is.
     pub(crate) fn write(self, path: &Path) -> Result<()> {
-        let new = path.with_extension("new");
-        let mut tar = tar::Builder::new(File::create(&new).with_context(|| format!("cannot write {}", new.display()))?);
+        let mut tar = tar::Builder::new(Vec::new());
         put(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
         let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": self.manifests});
         put(&mut tar, "index.json", index.to_string().as_bytes(), 0o644)?;
         for (digest, bytes) in &self.blobs {
             put(&mut tar, &format!("blobs/sha256/{digest}"), bytes, 0o644)?;
         }
-        tar.into_inner()?.sync_all()?;
-        fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))
+        replace(path, &tar.into_inner()?, 0o644)
     }
+}
+
+/// Makes `path` have these bytes, in one piece, unless it has.
+pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    if fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    fs::write(&new, bytes).with_context(|| format!("cannot write {}", new.display()))?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(mode))?;
+    fs::rename(&new, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A root folder with the program and the places where a container's own mounts go.

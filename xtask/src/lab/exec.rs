@@ -27,8 +27,6 @@ pub(crate) struct As {
     pub(crate) user: Option<String>,
     /// `release` or `debug`: whose programs come first on the path.
     pub(crate) profile: Option<String>,
-    /// A kubeconfig of another cluster, readable inside.
-    pub(crate) kubeconfig: Option<String>,
 }
 
 /// A command that starts inside `part`; it still has to be started in its PID namespace.
@@ -64,7 +62,7 @@ pub(crate) fn command(lab: &Lab, part: Part, who: &As, program: &[OsString]) -> 
                     "{RUN_LAB}/{profile}:{RUN_LAB}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
                 ),
             );
-            command.env("KUBECONFIG", who.kubeconfig.clone().unwrap_or_else(|| format!("{RUN_LAB}/kubeconfig")));
+            command.env("KUBECONFIG", format!("{RUN_LAB}/kubeconfig"));
             command
                 .env("HOME", &home)
                 .env("XDG_RUNTIME_DIR", user.map_or_else(|| "/run".into(), |id| format!("/run/user/{id}")));

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ pub(crate) fn start(lab: &Lab) -> Result<()> {
             marked(lab, Part::Node, "containerd", Duration::from_secs(10))?;
             let socket = format!("/proc/{}/root/run/containerd/containerd.sock", state::pid(lab, Part::Node)?);
             wait_for("containerd's socket", Duration::from_secs(30), || Ok(fs::exists(&socket)?))?;
-            import(lab)?;
+            import(lab, &image::archives()?)?;
             Ok(fs::write(format!("/proc/{}/root{RUN_LAB}/images", state::pid(lab, Part::Node)?), "")?)
         });
         step("API server", || {
@@ -69,7 +70,7 @@ fn apply(lab: &Lab) -> Result<()> {
 
 fn inside(lab: &Lab, words: &[&str]) -> Result<Command> {
     let words: Vec<OsString> = words.iter().map(OsString::from).collect();
-    exec::command(lab, Part::Node, &As { user: None, profile: None, kubeconfig: None }, &words)
+    exec::command(lab, Part::Node, &As { user: None, profile: None }, &words)
 }
 
 /// kubectl in the node, with its output.
@@ -82,21 +83,47 @@ fn feed_kubectl(lab: &Lab, arguments: &[&str], text: &str) -> Result<String> {
     run::feed(&mut command, text)
 }
 
-/// Imports every image archive and remembers which ones they were.
-fn import(lab: &Lab) -> Result<()> {
-    for archive in image::archives()? {
+/// What runs an archive's images: started again when these change, because their names stay the same.
+const RUNS: [(&str, &str, &str); 4] = [
+    ("workload.tar", "emojivoto", "deployment/web"),
+    ("workload.tar", "default", "deployment/echo"),
+    ("workload.tar", "stateful", "statefulset/web"),
+    ("tpx-manager.tar", "tpx-system", "deployment/traffic-manager"),
+];
+
+/// Imports archives and remembers which ones they were.
+fn import(lab: &Lab, archives: &[PathBuf]) -> Result<()> {
+    for archive in archives {
         let path = archive.to_string_lossy().into_owned();
         let mut command = inside(lab, &["ctr", "images", "import", &path])?;
-        run::output(command.stdin(Stdio::null())).with_context(|| format!("cannot import {path}"))?;
+        run::output(&mut command).with_context(|| format!("cannot import {path}"))?;
     }
     Ok(fs::write(lab.state().join("images"), image::stamp()?)?)
 }
 
-/// Imports the archives again if they are not those that the lab has.
+/// Imports the archives that are not those that the lab has, and restarts what runs them.
 pub(crate) fn refresh_images(lab: &Lab) -> Result<()> {
-    let stamp = image::stamp()?;
-    if fs::read_to_string(lab.state().join("images")).is_ok_and(|known| known == stamp) {
+    let known = fs::read_to_string(lab.state().join("images")).unwrap_or_default();
+    let now = image::stamp()?;
+    let changed: Vec<PathBuf> = now
+        .lines()
+        .filter(|line| !known.lines().any(|k| k == *line))
+        .filter_map(|line| Some(line.split_once(' ')?.1.split_once(' ')?.1.into()))
+        .collect();
+    if changed.is_empty() {
         return Ok(());
     }
-    step("images into the lab", || import(lab))
+    step("images into the lab", || {
+        import(lab, &changed)?;
+        for (_, namespace, what) in
+            RUNS.iter().filter(|(archive, ..)| changed.iter().any(|path| path.ends_with(archive)))
+        {
+            // The manager is only there once somebody has installed it.
+            if kubectl(lab, &["get", what, "-n", namespace]).is_ok() {
+                kubectl(lab, &["rollout", "restart", what, "-n", namespace])?;
+                kubectl(lab, &["rollout", "status", what, "-n", namespace, "--timeout=60s"])?;
+            }
+        }
+        Ok(())
+    })
 }

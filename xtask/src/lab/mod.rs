@@ -30,27 +30,30 @@ use crate::run::{step, wait_for};
 use crate::sys::{self, Entry};
 use crate::{image, setup};
 
-/// Brings the lab up; does nothing when it is.
-pub(crate) fn up(lab: &Lab) -> Result<()> {
-    let begin = Instant::now();
+/// Builds what a lab is made of, where it is missing.
+pub(crate) fn build(lab: &Lab) -> Result<()> {
     if state::is_up(lab) {
-        println!("lab {}: already up", lab.name);
-        return kube::refresh_images(lab);
+        return Ok(());
     }
     setup::need_lab()?;
-    image::need()?;
+    image::need()
+}
+
+/// Brings the lab up; when it is, only images that are newer get into it.
+pub(crate) fn up(lab: &Lab) -> Result<()> {
+    let begin = Instant::now();
     let _lock = state::lock(lab)?;
     if state::is_up(lab) {
         println!("lab {}: already up", lab.name);
-        return Ok(());
+        return kube::refresh_images(lab);
     }
     clean(lab)?;
     if let Err(error) = bring_up(lab) {
         let logs = lab.state().join("log");
         // The logs stay for whoever has to find out why; everything that runs goes.
         cgroup::destroy(lab)?;
-        return Err(error
-            .context(format!("the lab did not come up and was taken down again; its logs are in {}", logs.display())));
+        let where_to = format!("the lab did not come up and was taken down again; its logs are in {}", logs.display());
+        return Err(error.context(where_to));
     }
     println!("lab {}: up after {:.1} s", lab.name, begin.elapsed().as_secs_f32());
     Ok(())
@@ -108,6 +111,7 @@ pub(crate) fn exec(lab: &Lab, part: Part, who: &As, program: &[OsString]) -> Res
 
 /// Loads images that were built since the lab last did.
 pub(crate) fn refresh_images(lab: &Lab) -> Result<()> {
+    let _lock = state::lock(lab)?;
     if state::is_up(lab) { kube::refresh_images(lab) } else { Ok(()) }
 }
 

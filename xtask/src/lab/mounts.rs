@@ -20,7 +20,7 @@ pub(crate) fn private() -> Result<()> {
 /// A new instance of a file system.
 pub(crate) fn fresh(kind: &str, target: &str, options: &str) -> Result<()> {
     let options = CString::new(options)?;
-    mount(kind, target, kind, MountFlags::NOSUID | MountFlags::NODEV, options.as_c_str())
+    mount(kind, target, kind, MountFlags::NODEV, options.as_c_str())
         .with_context(|| format!("cannot mount {kind} on {target}"))
 }
 

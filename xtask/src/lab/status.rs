@@ -1,5 +1,7 @@
 //! `lab status`: whether it is up, and every name and address in it that a test or a person may want.
 
+use std::io::Write;
+
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -20,19 +22,25 @@ pub(crate) fn print(lab: &Lab, as_json: bool) -> Result<i32> {
         "cgroup": lab.cgroup(),
         "logs": lab.state().join("log"),
     });
-    if as_json {
-        println!("{}", serde_json::to_string_pretty(&facts)?);
+    let text = if as_json {
+        serde_json::to_string_pretty(&facts)?
     } else if up {
-        println!("lab {}: up", lab.name);
-        for (part, what) in facts.as_object().into_iter().flatten().filter(|(_, what)| what.is_object()) {
-            println!("{part}:");
-            for (name, value) in what.as_object().into_iter().flatten() {
-                println!("  {name}: {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
-            }
-        }
-        println!("{}", kube::kubectl(lab, &["get", "pods,services", "--all-namespaces", "--output=wide"])?);
+        for_people(lab, &facts)?
     } else {
-        println!("lab {}: not up; bring it up: cargo xtask lab up", lab.name);
-    }
+        format!("lab {}: not up; bring it up: cargo xtask lab up", lab.name)
+    };
+    // Whoever reads this may have had enough of it.
+    writeln!(std::io::stdout(), "{}", text.trim_end()).ok();
     Ok(i32::from(!up))
+}
+
+fn for_people(lab: &Lab, facts: &Value) -> Result<String> {
+    let mut text = format!("lab {}: up\n", lab.name);
+    for (part, what) in facts.as_object().into_iter().flatten().filter(|(_, what)| what.is_object()) {
+        text += &format!("{part}:\n");
+        for (name, value) in what.as_object().into_iter().flatten() {
+            text += &format!("  {name}: {}\n", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+        }
+    }
+    Ok(text + &kube::kubectl(lab, &["get", "pods,services", "--all-namespaces", "--output=wide"])?)
 }

@@ -59,6 +59,11 @@ pub(crate) fn programs() -> Result<()> {
     Ok(fs::write(&stamp, &module.hash)?)
 }
 
+/// The Go that builds them; other programs may use it too.
+pub(crate) fn go() -> Result<PathBuf> {
+    Ok(Go::find(&Module::read()?)?.program)
+}
+
 /// No symbols, and the version that the project's own build would have put in.
 fn flags(module: &str, version: &str) -> String {
     let mut parts = version.trim_start_matches('v').split('.');
@@ -119,13 +124,7 @@ impl Go {
         let wanted = module.go()?;
         let debian = paths::lab().join("go");
         let unpacked = || {
-            Some(
-                fs::read_dir(debian.join("usr/lib"))
-                    .ok()?
-                    .flatten()
-                    .map(|e| e.path().join("bin/go"))
-                    .find(|go| go.exists())?,
-            )
+            fs::read_dir(debian.join("usr/lib")).ok()?.flatten().map(|e| e.path().join("bin/go")).find(|go| go.exists())
         };
         for program in [Some(PathBuf::from("go")), unpacked()].into_iter().flatten() {
             // Outside of the module: inside, an old Go would already be fetching a new one to answer.

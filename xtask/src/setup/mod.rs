@@ -7,6 +7,7 @@ mod versions;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
@@ -40,4 +41,9 @@ fn lock() -> Result<OwnedFd> {
         step("waiting for another setup", || Ok(flock(&file, FlockOperation::LockExclusive)?))?;
     }
     Ok(file.into())
+}
+
+/// A Go that builds for the machine.
+pub(crate) fn go() -> Result<PathBuf> {
+    cluster::go()
 }
