@@ -1,2 +1,78 @@
-//! tpx
-fn main() {}
+//! `tpx-rootd`: does for the user daemon what needs privilege, and undoes it.
+//!
+//! Verbs only: it knows plans and files. Bytes of applications, names, certificates and Kubernetes stay with the user.
+
+mod owner;
+mod privilege;
+mod serve;
+mod session;
+mod socket;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tpx_datapath::linux::{LinuxHost, Slot, probe};
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+/// The privileged half of tpx.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// What to log to standard error: a level, or TARGET=LEVEL pairs with commas.
+    #[arg(long, global = true, env = "RUST_LOG", default_value = "info")]
+    log: Targets,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves one user's tpx until it is stopped.
+    Serve(Serve),
+}
+
+#[derive(clap::Args)]
+struct Serve {
+    /// Where to listen.
+    #[arg(long, default_value = tpx_datapath::remote::SOCKET)]
+    socket: PathBuf,
+    /// The user to serve, by number or name. Without it: who called sudo, else who runs this.
+    #[arg(long, value_name = "UID|NAME", env = "TPX_OWNER")]
+    owner: Option<String>,
+    /// Leaves when the first session has ended, or when none begins within 30 seconds.
+    #[arg(long)]
+    exit_when_idle: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::registry()
+        .with(arguments.log)
+        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time())
+        .init();
+    let Command::Serve(serve) = arguments.command;
+    match run(&serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("tpx-rootd: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Serve) -> anyhow::Result<()> {
+    let owner = owner::resolve(arguments.owner.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("event loop")?;
+    runtime.block_on(async {
+        let socket = socket::bind(&arguments.socket, owner)?;
+        privilege::drop_all_but_network()?;
+        let unavailable = probe().express_lane.err();
+        match &unavailable {
+            None => tracing::info!("serving user {owner} at {}", arguments.socket.display()),
+            Some(why) => tracing::warn!("serving user {owner}, but without the express lane: {why}"),
+        }
+        let service = serve::Service::new(LinuxHost::new(Slot::FIRST), owner, unavailable);
+        serve::serve(socket, service, arguments.exit_when_idle).await
+    })
+}

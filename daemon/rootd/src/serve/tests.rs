@@ -1,0 +1,271 @@
+//! Whole conversations over real sockets, with a host that only takes notes.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    os::fd::OwnedFd,
+    os::unix::net::UnixStream as StdStream,
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+use tokio::{net::UnixListener, task::JoinHandle};
+use tpx_core::plan::Scope;
+use tpx_datapath::{
+    HostError,
+    linux::Layout,
+    remote::{
+        ConnectError, RemoteHost, look,
+        protocol::{FRAME_MAX, Hello, Reply, Request, VERSION, frame, take},
+    },
+};
+
+use super::*;
+use crate::socket;
+
+#[derive(Debug, Clone, PartialEq)]
+enum Note {
+    Applied(usize),
+    Reverted,
+}
+
+#[derive(Clone, Default)]
+struct Notebook(Arc<Mutex<Vec<Note>>>);
+
+impl Notebook {
+    fn add(&self, note: Note) {
+        self.0.lock().unwrap().push(note);
+    }
+
+    fn read(&self) -> Vec<Note> {
+        self.0.lock().unwrap().clone()
+    }
+
+    async fn wait_for(&self, expected: &[Note]) {
+        for _ in 0..200 {
+            if self.read() == expected {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(self.read(), expected);
+    }
+}
+
+/// Refuses an empty plan, cannot do two subnets, and applies all others.
+struct NotingHost(Notebook);
+
+#[async_trait]
+impl Host for NotingHost {
+    type Handover = Handover;
+
+    async fn apply(&mut self, plan: &Plan) -> Result<Handover, HostError> {
+        match plan.steer.len() {
+            0 => return Err(HostError::Refused("nothing to steer".into())),
+            2 => return Err(HostError::Unsupported("this kernel has no BPF".into())),
+            n => self.0.add(Note::Applied(n)),
+        }
+        let layout = Layout { dns: vec![("10.9.8.7".parse().unwrap(), "246.246.255.53:53".parse().unwrap())] };
+        let files = (0..layout.files()).map(|_| OwnedFd::from(File::open("/dev/null").unwrap())).collect();
+        Ok(Handover::from_fds(layout, files).unwrap())
+    }
+
+    async fn revert(&mut self) -> Result<(), HostError> {
+        self.0.add(Note::Reverted);
+        Ok(())
+    }
+}
+
+struct Running {
+    directory: tempfile::TempDir,
+    notes: Notebook,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    fn start(owner: u32, when_idle: bool) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let notes = Notebook::default();
+        let socket = socket::bind(&directory.path().join("s"), rustix::process::getuid().as_raw()).unwrap();
+        let service = Service::new(NotingHost(notes.clone()), owner, None);
+        let task = tokio::spawn(serve(socket, service, when_idle));
+        Self { directory, notes, task }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("s")
+    }
+}
+
+fn me() -> u32 {
+    rustix::process::getuid().as_raw()
+}
+
+fn plan(subnets: u8) -> Plan {
+    let steer = (0..subnets).map(|i| format!("10.{i}.0.0/16").parse().unwrap()).collect();
+    Plan { scope: Scope::Workstation, steer, except: vec![], name_servers: vec![] }
+}
+
+async fn connect(path: &Path) -> RemoteHost {
+    RemoteHost::connect(path).await.unwrap()
+}
+
+#[tokio::test]
+async fn applies_for_one_session_and_reverts_when_it_ends() {
+    let rootd = Running::start(me(), false);
+    let mut host = connect(&rootd.path()).await;
+    assert_eq!(host.welcome().unavailable, None);
+    let handover = host.apply(&plan(1)).await.unwrap();
+    assert_eq!(handover.dns[0].name_server, "10.9.8.7".parse::<std::net::IpAddr>().unwrap());
+    host.apply(&plan(3)).await.unwrap();
+    let status = host.status().await.unwrap();
+    assert_eq!((status.session.unwrap().pid, status.plan), (std::process::id(), Some(plan(3))));
+    assert_eq!(rootd.notes.read(), [Note::Applied(1), Note::Applied(3)]);
+    drop(host);
+    rootd.notes.wait_for(&[Note::Applied(1), Note::Applied(3), Note::Reverted]).await;
+    let (_, status) = look(&rootd.path()).await.unwrap();
+    assert_eq!((status.session, status.plan), (None, None));
+}
+
+#[tokio::test]
+async fn a_second_connection_may_look_but_not_apply() {
+    let rootd = Running::start(me(), false);
+    // Both come before there is a session.
+    let (mut first, mut second) = (connect(&rootd.path()).await, connect(&rootd.path()).await);
+    first.apply(&plan(1)).await.unwrap();
+    let e = second.apply(&plan(1)).await.unwrap_err().to_string();
+    assert!(e.contains("busy with process"), "{e}");
+    assert!(second.status().await.unwrap().session.is_some());
+    let e = RemoteHost::connect(&rootd.path()).await.unwrap_err();
+    assert!(matches!(&e, ConnectError::Busy { session } if session.uid == me()), "{e}");
+    second.revert().await.unwrap();
+    drop(second);
+    assert!(look(&rootd.path()).await.unwrap().1.session.is_some());
+    assert_eq!(rootd.notes.read(), [Note::Applied(1)]);
+    // A session that ends at this moment is waited for.
+    let next = tokio::spawn({
+        let path = rootd.path();
+        async move { RemoteHost::connect(&path).await.map(|_| ()) }
+    });
+    sleep(Duration::from_millis(100)).await;
+    drop(first);
+    next.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn failures_arrive_and_leave_no_session() {
+    let rootd = Running::start(me(), false);
+    let mut host = connect(&rootd.path()).await;
+    let e = host.apply(&plan(0)).await.unwrap_err();
+    assert_eq!(e.to_string(), "the plan was refused: nothing to steer");
+    let e = host.apply(&plan(2)).await.unwrap_err();
+    assert!(matches!(&e, HostError::Unsupported(why) if why == "this kernel has no BPF"), "{e}");
+    // Those who come later hear why at once.
+    let mut later = connect(&rootd.path()).await;
+    assert_eq!(later.welcome().unavailable.as_deref(), Some("this kernel has no BPF"));
+    assert!(later.welcome().features.is_empty());
+    later.apply(&plan(1)).await.unwrap();
+    // A failure does not end a session that exists.
+    later.apply(&plan(0)).await.unwrap_err();
+    assert!(later.status().await.unwrap().session.is_some());
+}
+
+#[tokio::test]
+async fn the_end_of_rootd_is_noticed() {
+    let rootd = Running::start(me(), false);
+    let mut host = connect(&rootd.path()).await;
+    host.apply(&plan(1)).await.unwrap();
+    let closed = host.closed();
+    assert!(timeout(Duration::from_millis(50), host.closed()).await.is_err());
+    rootd.task.abort();
+    timeout(Duration::from_secs(2), closed).await.unwrap();
+    assert!(host.apply(&plan(1)).await.unwrap_err().to_string().starts_with("tpx-rootd"));
+    let _ = rootd.task.await;
+    assert!(matches!(
+        RemoteHost::connect(&rootd.directory.path().join("s")).await,
+        Err(ConnectError::NotRunning { .. })
+    ));
+}
+
+#[tokio::test]
+async fn leaves_when_the_session_has_ended() {
+    let rootd = Running::start(me(), true);
+    drop(look(&rootd.path()).await.unwrap());
+    let mut host = connect(&rootd.path()).await;
+    host.apply(&plan(1)).await.unwrap();
+    host.revert().await.unwrap();
+    timeout(Duration::from_secs(2), rootd.task).await.unwrap().unwrap().unwrap();
+    assert_eq!(rootd.notes.read().last(), Some(&Note::Reverted));
+    assert!(!rootd.directory.path().join("s").exists());
+}
+
+/// Sends bytes, returns all replies until the end of the connection.
+async fn raw(path: &Path, bytes: &[u8]) -> Vec<Reply> {
+    let (path, bytes) = (path.to_owned(), bytes.to_owned());
+    tokio::task::spawn_blocking(move || raw_now(&path, &bytes)).await.unwrap()
+}
+
+fn raw_now(path: &Path, bytes: &[u8]) -> Vec<Reply> {
+    let mut stream = StdStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let _ = stream.write_all(bytes);
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    std::iter::from_fn(|| take(&mut answer).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn nonsense_ends_its_own_connection_only() {
+    let rootd = Running::start(me(), false);
+    let path = rootd.path();
+    let hello = |version| frame(&Request::Hello(Hello { version })).unwrap();
+    let long = u32::try_from(FRAME_MAX + 1).unwrap().to_be_bytes();
+    let cases: [(Vec<u8>, &str); 6] = [
+        (vec![0xff; 1000], "bytes"),
+        (long.to_vec(), "bytes"),
+        (vec![0, 0, 0, 2, b'{', b'}'], "not a message"),
+        (vec![0, 0, 0, 0], "not a message"),
+        (frame(&Request::Status).unwrap(), "say hello first"),
+        ([hello(VERSION), vec![0, 0, 0, 1, b'7']].concat(), "not a message"),
+    ];
+    for (bytes, expected) in cases {
+        let replies = raw(&path, &bytes).await;
+        let last = format!("{:?}", replies.last());
+        assert!(last.contains(expected), "{bytes:?}: {last}");
+    }
+    assert!(raw(&path, b"").await.is_empty());
+    assert!(raw(&path, &[0, 0, 1]).await.len() <= 1);
+    // Another version is told ours, and no more.
+    let replies = raw(&path, &[hello(VERSION + 1), frame(&Request::Status).unwrap()].concat()).await;
+    assert!(matches!(&replies[..], [Reply::Welcome(w)] if w.version == VERSION), "{replies:?}");
+    let mut host = connect(&path).await;
+    host.apply(&plan(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_version_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (mut sender, _receiver) = tpx_datapath::remote::split(stream);
+        sender.send(&of_the_future(), &[]).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+    });
+    let e = RemoteHost::connect(&path).await.unwrap_err();
+    assert!(matches!(&e, ConnectError::VersionMismatch { theirs: 9, .. }));
+    assert!(e.to_string().contains("install both from the same release"), "{e}");
+    server.abort();
+}
+
+fn of_the_future() -> Reply {
+    Reply::Welcome(tpx_datapath::remote::protocol::Welcome {
+        version: 9,
+        release: "9.0.0".into(),
+        features: vec![],
+        unavailable: None,
+        session: None,
+    })
+}

@@ -1,0 +1,147 @@
+//! One connection: questions in order, and the end that undoes everything.
+
+use std::{
+    os::fd::AsFd as _,
+    sync::{Arc, atomic::Ordering},
+};
+
+use tokio::net::UnixStream;
+use tpx_core::plan::Plan;
+use tpx_datapath::{
+    Host, HostError,
+    linux::Handover,
+    remote::{
+        Receiver, Sender, WireError,
+        protocol::{Denied, Failure, Reply, Request, Session, VERSION, Welcome},
+        split,
+    },
+};
+
+use crate::serve::Service;
+
+/// Talks with one caller until it goes away, and reverts the host if it had the session.
+pub(crate) async fn converse<H>(service: Arc<Service<H>>, stream: UnixStream)
+where
+    H: Host<Handover = Handover>,
+{
+    let caller = match stream.peer_cred() {
+        Ok(c) => Session { uid: c.uid(), pid: c.pid().and_then(|p| u32::try_from(p).ok()).unwrap_or(0) },
+        Err(e) => return tracing::warn!("SO_PEERCRED: {e}"),
+    };
+    let (mut sender, receiver) = split(stream);
+    if caller.uid != service.owner && caller.uid != 0 {
+        tracing::warn!("denied: process {} of user {}", caller.pid, caller.uid);
+        let _ = sender.send(&Reply::Denied(Denied { owner: service.owner }), &[]).await;
+        return;
+    }
+    let connection = service.connections.fetch_add(1, Ordering::Relaxed);
+    let mut conversation = Conversation { service: &service, caller, connection, sender };
+    if let Err(e) = conversation.run(receiver).await {
+        tracing::warn!("process {}: {e}", caller.pid);
+    }
+    if service.holds(connection) {
+        tracing::info!("process {} is gone: reverting", caller.pid);
+        if let Err(e) = service.host.lock().await.revert().await {
+            tracing::error!("{e}");
+        }
+        service.release();
+    }
+}
+
+struct Conversation<'a, H> {
+    service: &'a Service<H>,
+    caller: Session,
+    connection: u64,
+    sender: Sender,
+}
+
+impl<H> Conversation<'_, H>
+where
+    H: Host<Handover = Handover>,
+{
+    async fn run(&mut self, mut receiver: Receiver) -> Result<(), WireError> {
+        let mut greeted = false;
+        loop {
+            let request = match receiver.receive().await {
+                Ok(Some((request, _))) => request,
+                Ok(None) => return Ok(()),
+                Err(e) => {
+                    let _ = self.say(&Reply::Failed(Failure::protocol(e.to_string()))).await;
+                    return Err(e);
+                }
+            };
+            match request {
+                Request::Hello(hello) => {
+                    self.welcome().await?;
+                    if hello.version != VERSION {
+                        return Ok(());
+                    }
+                    greeted = true;
+                }
+                _ if !greeted => {
+                    return self.say(&Reply::Failed(Failure::protocol("say hello first"))).await;
+                }
+                Request::Apply(plan) => self.apply(plan).await?,
+                Request::Revert => self.revert().await?,
+                Request::Status => {
+                    let status = self.service.status();
+                    self.say(&Reply::Status(status)).await?;
+                }
+            }
+        }
+    }
+
+    async fn welcome(&mut self) -> Result<(), WireError> {
+        let session = self.service.rival(self.connection).await;
+        let unavailable = self.service.status().unavailable;
+        let features = match unavailable {
+            None => vec![Welcome::EXPRESS_TCP.into(), Welcome::DNS.into()],
+            Some(_) => vec![],
+        };
+        let release = env!("CARGO_PKG_VERSION").into();
+        self.say(&Reply::Welcome(Welcome { version: VERSION, release, features, unavailable, session })).await
+    }
+
+    async fn apply(&mut self, plan: Plan) -> Result<(), WireError> {
+        if let Err(other) = self.service.claim(self.connection, self.caller).await {
+            return self.say(&Reply::Busy(other)).await;
+        }
+        let applied = self.service.host.lock().await.apply(&plan).await;
+        match applied {
+            Ok(handover) => {
+                tracing::info!("applied {} subnets for process {}", plan.steer.len(), self.caller.pid);
+                self.service.set_plan(Some(plan));
+                self.service.set_unavailable(None);
+                let (layout, files) = handover.into_fds();
+                let files: Vec<_> = files.iter().map(|f| f.as_fd()).collect();
+                self.sender.send(&Reply::Applied(layout), &files).await
+            }
+            Err(e) => {
+                tracing::warn!("not applied: {e}");
+                if !self.service.has_plan() {
+                    self.service.give_up();
+                }
+                if let HostError::Unsupported(why) = &e {
+                    self.service.set_unavailable(Some(why.clone()));
+                }
+                self.say(&Reply::Failed((&e).into())).await
+            }
+        }
+    }
+
+    async fn revert(&mut self) -> Result<(), WireError> {
+        if !self.service.holds(self.connection) {
+            return self.say(&Reply::Reverted).await;
+        }
+        let reverted = self.service.host.lock().await.revert().await;
+        let reply = reverted.map_or_else(|e| Reply::Failed((&e).into()), |()| Reply::Reverted);
+        // The answer first: the end of the session may be the end of the process.
+        let said = self.say(&reply).await;
+        self.service.release();
+        said
+    }
+
+    async fn say(&mut self, reply: &Reply) -> Result<(), WireError> {
+        self.sender.send(reply, &[]).await
+    }
+}

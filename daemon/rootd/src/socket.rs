@@ -1,0 +1,142 @@
+//! The socket in the file system: made for one owner, taken over from a dead predecessor, never from a live one.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::{
+        fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+        net::{UnixListener as StdListener, UnixStream as StdStream},
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::UnixListener;
+
+/// A listening socket whose file goes when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    /// The socket.
+    pub(crate) listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode, so that a successor's file is left alone.
+    identity: (u64, u64),
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.identity)
+            && let Err(e) = fs::remove_file(&self.path)
+        {
+            tracing::warn!("cannot remove {}: {e}", self.path.display());
+        }
+    }
+}
+
+/// Listens at `path` for `owner`. Directories that are missing are made, readable for all.
+///
+/// # Errors
+/// When another tpx-rootd listens there, or the file system says no.
+pub(crate) fn bind(path: &Path, owner: u32) -> anyhow::Result<Socket> {
+    let directory = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(directory)
+        .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+    // Two that start at one time must not take the file from each other.
+    let lock = File::open(directory).with_context(|| format!("cannot open {}", directory.display()))?;
+    flock(&lock, FlockOperation::LockExclusive).with_context(|| format!("cannot lock {}", directory.display()))?;
+    remove_stale(path)?;
+    // Whoever comes in before the file has its owner is told apart by SO_PEERCRED.
+    let listener = StdListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
+    let hand_over = || -> io::Result<(u64, u64)> {
+        std::os::unix::fs::chown(path, Some(owner), None)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
+        let metadata = fs::symlink_metadata(path)?;
+        Ok((metadata.dev(), metadata.ino()))
+    };
+    let identity = hand_over().with_context(|| format!("cannot give {} to user {owner}", path.display()))?;
+    listener.set_nonblocking(true)?;
+    Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.into(), identity })
+}
+
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.with_context(|| format!("cannot look at {}", path.display()))?,
+    };
+    if !metadata.file_type().is_socket() {
+        bail!("{} is in the way and no socket: remove it or choose another --socket", path.display());
+    }
+    match StdStream::connect(path) {
+        Ok(_) => bail!(
+            "another tpx-rootd serves at {}: stop it first (`systemctl stop tpx-rootd`) or choose another --socket",
+            path.display()
+        ),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).with_context(|| format!("cannot remove the stale {}", path.display()))
+        }
+        Err(e) => Err(e).with_context(|| format!("cannot tell whether {} is in use", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    fn me() -> u32 {
+        rustix::process::getuid().as_raw()
+    }
+
+    #[tokio::test]
+    async fn is_for_the_owner_and_goes_with_the_process() {
+        let dir = directory();
+        let path = dir.path().join("run/tpx/rootd.sock");
+        let socket = bind(&path, me()).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!((metadata.mode() & 0o777, metadata.uid()), (0o660, me()));
+        assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o755);
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let dir = directory();
+        let path = dir.path().join("s");
+        drop(StdListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let first = bind(&path, me()).unwrap();
+        let e = bind(&path, me()).unwrap_err().to_string();
+        assert!(e.starts_with("another tpx-rootd serves at"), "{e}");
+        drop(first);
+        bind(&path, me()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_stays() {
+        let dir = directory();
+        let path = dir.path().join("s");
+        fs::write(&path, "precious").unwrap();
+        assert!(bind(&path, me()).unwrap_err().to_string().contains("no socket"));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[tokio::test]
+    async fn the_file_of_a_successor_is_left_alone() {
+        let dir = directory();
+        let path = dir.path().join("s");
+        let first = bind(&path, me()).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = bind(&path, me()).unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+    }
+}
