@@ -41,11 +41,19 @@ pub enum CarrierError {
     Io(#[from] io::Error),
 }
 
+/// Sets up a TCP connection that carries a lane, at either end.
+///
+/// # Errors
+/// When the connection is gone already.
+pub fn prepare(tcp: &tokio::net::TcpStream) -> io::Result<()> {
+    crate::tcp::prepare_carrier(tcp)
+}
+
 #[async_trait]
 impl Connector for std::net::SocketAddr {
     async fn connect(&self) -> Result<Box<dyn Carrier>, CarrierError> {
         let tcp = tokio::net::TcpStream::connect(self).await?;
-        crate::tcp::prepare_carrier(&tcp)?;
+        prepare(&tcp)?;
         Ok(Box::new(tcp))
     }
 

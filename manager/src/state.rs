@@ -1,0 +1,4 @@
+//! The manager's decisions, pure: no clock, no I/O.
+
+pub mod facts;
+pub mod sessions;
