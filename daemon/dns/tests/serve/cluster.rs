@@ -25,6 +25,7 @@ use hickory_server::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
+    sync::Semaphore,
 };
 use tpx_dns::{ClusterResolver, ResolveError};
 
@@ -41,6 +42,8 @@ pub(crate) struct Cluster {
     silent: AtomicBool,
     /// What is answered instead of what the server says.
     broken: Mutex<Option<Vec<u8>>>,
+    /// As many questions at once as leave descriptors for the rest.
+    sockets: Semaphore,
 }
 
 impl Cluster {
@@ -68,6 +71,7 @@ impl Cluster {
             unavailable: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             broken: Mutex::default(),
+            sockets: Semaphore::new(128),
         })
     }
 
@@ -108,6 +112,7 @@ impl ClusterResolver for Cluster {
 
 impl Cluster {
     async fn ask(&self, query: &[u8]) -> std::io::Result<Vec<u8>> {
+        let _permit = self.sockets.acquire().await.map_err(std::io::Error::other)?;
         let socket = UdpSocket::bind("127.0.0.1:0").await?;
         socket.connect(self.address).await?;
         let mut answer = vec![0; 65_535];

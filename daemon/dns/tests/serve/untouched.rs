@@ -6,7 +6,7 @@ use hickory_proto::{
     op::{Message, ResponseCode},
     rr::RecordType,
 };
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tpx_dns::Limits;
 
 use crate::{
@@ -146,20 +146,22 @@ async fn zone_transfers_pass_in_several_messages() {
 async fn a_server_that_hangs_up_is_called_again() {
     let world = World::start().await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();
-    let hangup = query("hangup.example", RecordType::A);
-    let next = query("example.com", RecordType::A);
-    send(&mut stream, &hangup).await.unwrap();
-    send(&mut stream, &next).await.unwrap();
+    // It answers the first and leaves the second unread.
+    let (mut hangup, mut next) = (query("hangup.example", RecordType::A), query("example.com", RecordType::A));
+    hangup[..2].copy_from_slice(&[0, 1]);
+    next[..2].copy_from_slice(&[0, 2]);
+    let framed = |message: &[u8]| [&(message.len() as u16).to_be_bytes()[..], message].concat();
+    stream.write_all(&[framed(&hangup), framed(&next)].concat()).await.unwrap();
     let mut replies = [receive(&mut stream).await.unwrap(), receive(&mut stream).await.unwrap()];
     let mut expected = [&hangup, &next].map(|message| [answer(message), vec![0]].concat());
     replies.sort();
     expected.sort();
     assert_eq!(replies, expected);
+    assert_eq!(world.internet.connections(), 2);
 }
 
 #[tokio::test]
 async fn a_client_that_has_said_all_still_gets_its_answers() {
-    use tokio::io::AsyncWriteExt;
     let world = World::start().await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();
     send(&mut stream, &query("example.com", RecordType::A)).await.unwrap();
