@@ -1,6 +1,6 @@
 //! Who answers a question: the cluster, the original name servers, or both in turn.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use ipnet::IpNet;
 
@@ -9,7 +9,7 @@ use super::{Name, Question, reverse_net};
 /// What the decision depends on. Order and repetition in the lists make no difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyConfig {
-    /// The cluster's domain, as in `cluster.local`. The root stands for "not known yet".
+    /// The cluster's domain. The root stands for "not known"; then `cluster.local` is assumed, the kubelet's default.
     pub cluster_domain: Name,
     /// The namespaces the cluster has, as last heard.
     pub namespaces: BTreeSet<String>,
@@ -40,6 +40,14 @@ impl PolicyConfig {
             exclude_suffixes: Self::DEFAULT_EXCLUDE_SUFFIXES.iter().filter_map(|text| text.parse().ok()).collect(),
             include_suffixes: BTreeSet::new(),
             subnets: Vec::new(),
+        }
+    }
+
+    fn domain(&self) -> Cow<'_, Name> {
+        if self.cluster_domain.is_empty() {
+            Cow::Owned(Name::from_labels(["cluster", "local"]).unwrap_or_default())
+        } else {
+            Cow::Borrowed(&self.cluster_domain)
         }
     }
 
@@ -91,10 +99,8 @@ pub enum Decision {
 /// when the cluster does not know the name: it would tell strangers what runs inside.
 pub fn decide(config: &PolicyConfig, question: &Question) -> Decision {
     let name = &question.name;
-    let domain = &config.cluster_domain;
-    if !domain.is_empty()
-        && let Some(relative) = name.relative_to(domain)
-    {
+    let domain = &*config.domain();
+    if let Some(relative) = name.relative_to(domain) {
         return if is_hidden(config, &relative) { Decision::NxDomain } else { cluster([Some(name.clone())]) };
     }
     if let Some(net) = reverse_net(name)
@@ -138,7 +144,7 @@ fn single_label(config: &PolicyConfig, question: &Question) -> Decision {
         .child_of_label(namespace)
         .ok()
         .filter(|_| ours)
-        .and_then(|name| expand(&name, Some("svc"), &config.cluster_domain));
+        .and_then(|name| expand(&name, Some("svc"), &config.domain()));
     match candidate {
         Some(candidate) => Decision::ClusterThenElsewhere { candidates: vec![candidate] },
         None => Decision::Elsewhere,
@@ -153,11 +159,8 @@ fn is_hidden(config: &PolicyConfig, relative: &Name) -> bool {
     }
 }
 
-/// `name`, then `label`, then the cluster's domain; `None` when that is no name or the domain is not known.
+/// `name`, then `label`, then the cluster's domain; `None` when that is no name.
 fn expand(name: &Name, label: Option<&str>, domain: &Name) -> Option<Name> {
-    if domain.is_empty() {
-        return None;
-    }
     match label {
         Some(label) => name.child_of_label(label).ok()?.join(domain).ok(),
         None => name.join(domain).ok(),

@@ -160,13 +160,23 @@ fn namespaces_called_svc_or_pod_give_two_readings() {
 }
 
 #[test]
-fn without_a_domain_nothing_leaks() {
+fn an_unknown_domain_is_taken_for_the_usual_one() {
     let mut config = config();
     config.cluster_domain = Name::root();
-    assert_eq!(ask(&config, "web.emojivoto"), Decision::NxDomain);
-    assert_eq!(ask(&config, "web.emojivoto.svc"), Decision::NxDomain);
+    for name in ["web.emojivoto", "web.emojivoto.svc", "web.emojivoto.svc.cluster.local"] {
+        assert_eq!(ask(&config, name), only(&["web.emojivoto.svc.cluster.local"]), "{name}");
+    }
     assert_eq!(ask(&config, "example.org"), Decision::Elsewhere);
-    assert_eq!(ask(&config, "web"), Decision::Elsewhere);
+}
+
+#[test]
+fn a_domain_of_its_own() {
+    let mut config = config();
+    config.cluster_domain = "k8s.corp.com".parse().unwrap();
+    assert_eq!(ask(&config, "web.emojivoto"), only(&["web.emojivoto.svc.k8s.corp.com"]));
+    assert_eq!(ask(&config, "x.K8S.corp.com"), only(&["x.k8s.corp.com"]));
+    assert_eq!(ask(&config, "x.corp.com"), Decision::Elsewhere);
+    assert_eq!(ask(&config, "web.emojivoto.svc.cluster.local"), Decision::Elsewhere);
 }
 
 #[test]
