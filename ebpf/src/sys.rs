@@ -11,7 +11,7 @@ use aya_ebpf::{
     maps::{HashMap, ring_buf::RingBufEntry},
     programs::{SkBuffContext, SkLookupContext, SockAddrContext},
 };
-use tpx_ebpf_abi::{Counter, Flow, SynRecord, Verdict, mark};
+use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, SynRecord, Verdict, mark};
 
 use crate::maps::{BYPASS, NETNS_COOKIE, count};
 
@@ -21,7 +21,6 @@ const SOCK_STREAM: u32 = 1;
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
 const SO_MARK: i32 = 36;
-const IFNAMSIZ: usize = 16;
 /// BPF_HDR_START_NET: offsets count from the IP header.
 const HDR_START_NET: u32 = 1;
 
@@ -160,7 +159,8 @@ impl Call<'_> {
     /// Unties the socket from a device: it would never find the marked table's routes.
     #[inline(always)]
     pub(crate) fn unbind_device(&self) -> bool {
-        !self.is_bound_to_device() || self.set_option(SO_BINDTODEVICE, &mut [0u8; IFNAMSIZ])
+        // An empty name. As an array it would be filled in a loop, which needs CAP_PERFMON.
+        !self.is_bound_to_device() || self.set_option(SO_BINDTODEVICE, &mut 0u32)
     }
 
     #[inline(always)]
@@ -250,8 +250,8 @@ impl Packet<'_> {
     }
 }
 
-/// Fills a ring buffer record; `ip` and `tcp` are the lengths of the IP header and of all that follows, and their sum
-/// fits `N`.
+/// Fills a ring buffer record; `ip` and `tcp` are the lengths of the IP header and of all that follows, at most
+/// [`IP_HEADER_MAX`] and `N` less that.
 #[inline(always)]
 pub(crate) fn copied<const N: usize>(
     packet: &Packet<'_>,
@@ -268,7 +268,7 @@ pub(crate) fn copied<const N: usize>(
         (*e).len = (ip + tcp) as u16;
         let to = (&raw mut (*e).packet).cast::<u8>();
         if bpf_skb_load_bytes_relative(packet.0.as_ptr(), 0, to.cast(), ip, HDR_START_NET) != 0
-            || bpf_skb_load_bytes(packet.0.as_ptr(), 0, to.add(ip as usize).cast(), tcp) != 0
+            || bpf_skb_load_bytes(packet.0.as_ptr(), 0, to.add(IP_HEADER_MAX).cast(), tcp) != 0
         {
             return false;
         }

@@ -21,7 +21,8 @@ pub struct SynRecord<const N: usize> {
     pub ip_header: u16,
     /// Length of IP header, TCP header and payload, in host order.
     pub len: u16,
-    /// The packet; only the first `len` bytes mean anything.
+    /// The IP header at 0, TCP header and payload at [`IP_HEADER_MAX`]; what lies between and behind means nothing.
+    /// Without CAP_PERFMON the verifier allows no place that depends on the packet.
     pub packet: [u8; N],
 }
 
@@ -31,10 +32,10 @@ pub struct SynRecord<const N: usize> {
 pub struct HeldSyn<'a> {
     /// Whose SYN this is.
     pub flow: Flow,
-    /// Length of the IP header in bytes: 20 to 60 (IPv4, with its options), or 40 (IPv6, without extension headers).
-    pub ip_header: usize,
-    /// IP header, TCP header with options, payload.
-    pub packet: &'a [u8],
+    /// IP header: 20 to 60 bytes (IPv4, with its options), or 40 (IPv6, without extension headers).
+    pub ip: &'a [u8],
+    /// TCP header with options, payload: at least 20 bytes.
+    pub tcp: &'a [u8],
 }
 
 impl<'a> HeldSyn<'a> {
@@ -48,11 +49,14 @@ impl<'a> HeldSyn<'a> {
         let (ip_header, rest) = rest.split_first_chunk()?;
         let (len, rest) = rest.split_first_chunk()?;
         let ip_header = usize::from(u16::from_ne_bytes(*ip_header));
-        let packet = rest.get(..usize::from(u16::from_ne_bytes(*len)))?;
-        ((20..=IP_HEADER_MAX).contains(&ip_header) && packet.len() >= ip_header + 20).then_some(Self {
+        let tcp = usize::from(u16::from_ne_bytes(*len)).checked_sub(ip_header)?;
+        if !(20..=IP_HEADER_MAX).contains(&ip_header) || tcp < 20 {
+            return None;
+        }
+        Some(Self {
             flow: Flow { src: *src, dst: *dst, sport: *sport, dport: *dport },
-            ip_header,
-            packet,
+            ip: rest.get(..ip_header)?,
+            tcp: rest.get(IP_HEADER_MAX..)?.get(..tcp)?,
         })
     }
 }
@@ -88,7 +92,7 @@ mod tests {
     fn reads_what_the_kernel_writes() {
         let r = record(20, 60, SYN_BARE);
         let syn = HeldSyn::parse(&r).unwrap();
-        assert_eq!((syn.ip_header, syn.packet.len(), syn.flow.dport), (20, 60, [7, 7]));
+        assert_eq!((syn.ip.len(), syn.tcp.len(), syn.flow.dport), (20, 40, [7, 7]));
     }
 
     #[test]
@@ -103,8 +107,8 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
             if let Some(syn) = HeldSyn::parse(&bytes) {
-                prop_assert!(syn.packet.len() + 40 <= bytes.len());
-                prop_assert!(syn.ip_header + 20 <= syn.packet.len());
+                prop_assert!(syn.tcp.len() + IP_HEADER_MAX + 40 <= bytes.len());
+                prop_assert!(syn.ip.len() >= 20 && syn.tcp.len() >= 20);
             }
         }
     }

@@ -31,20 +31,19 @@ pub(super) struct Syn {
 impl Syn {
     /// Finishes a SYN from the ring buffer. `None` if it is no IP packet of that length.
     pub(super) fn new(held: &HeldSyn<'_>) -> Option<Self> {
-        let version = held.packet.first()? >> 4;
-        let least = match version {
+        let least = match held.ip.first()? >> 4 {
             4 => 20,
             6 => 40,
             _ => return None,
         };
-        if held.ip_header < least || held.packet.len() < held.ip_header + 20 {
+        if held.ip.len() < least || held.tcp.len() < 20 {
             return None;
         }
-        let isn = u32::from_be_bytes(*held.packet[held.ip_header + 4..].first_chunk()?);
+        let isn = u32::from_be_bytes(*held.tcp[4..].first_chunk()?);
         let key = FlowKey::new(Proto::Tcp, held.flow.source(), held.flow.destination());
-        let mut bytes = held.packet.to_vec();
-        finish(&mut bytes, held.ip_header, TCP);
-        Some(Self { attempt: Attempt { key, isn }, ip_header: held.ip_header, bytes })
+        let mut bytes = [held.ip, held.tcp].concat();
+        finish(&mut bytes, held.ip.len(), TCP);
+        Some(Self { attempt: Attempt { key, isn }, ip_header: held.ip.len(), bytes })
     }
 
     /// Whose SYN it is.
@@ -191,7 +190,7 @@ mod tests {
         let (src, dst) =
             if v4 { (v4_mapped([198, 18, 7, 1]), v4_mapped([10, 96, 0, 10])) } else { ([0xfd; 16], [0xfc; 16]) };
         let flow = Flow { src, dst, sport: [0x9c, 0x40], dport: [0, 80] };
-        Syn::new(&HeldSyn { flow, ip_header, packet: &packet }).unwrap()
+        Syn::new(&HeldSyn { flow, ip: &packet[..ip_header], tcp: &packet[ip_header..] }).unwrap()
     }
 
     /// A receiver's checks, written apart from the code above: every sum over data and checksum is all ones.
@@ -237,12 +236,15 @@ mod tests {
     #[test]
     fn what_is_no_ip_packet_is_not_taken() {
         let (_, mut packet) = raw(true, 0, b"");
-        let flow = Flow::default();
-        assert!(Syn::new(&HeldSyn { flow, ip_header: 40, packet: &packet }).is_none());
+        let take = |ip: &[u8], tcp: &[u8]| Syn::new(&HeldSyn { flow: Flow::default(), ip, tcp });
+        assert!(take(&packet[..20], &packet[20..]).is_some());
+        assert!(take(&packet[..20], &packet[20..39]).is_none());
+        assert!(take(&packet[..19], &packet[20..]).is_none());
+        assert!(take(&[], &packet[20..]).is_none());
         packet[0] = 0x65;
-        assert!(Syn::new(&HeldSyn { flow, ip_header: 20, packet: &packet }).is_none());
+        assert!(take(&packet[..20], &packet[20..]).is_none());
         packet[0] = 0x75;
-        assert!(Syn::new(&HeldSyn { flow, ip_header: 20, packet: &packet }).is_none());
+        assert!(take(&packet[..20], &packet[20..]).is_none());
     }
 
     #[test]
