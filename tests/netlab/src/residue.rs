@@ -1,0 +1,82 @@
+//! What a test may leave behind, and must not.
+
+use std::{collections::BTreeSet, fs};
+
+use anyhow::{Context as _, Result};
+use futures::TryStreamExt as _;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::{IpVersion, RouteMessageBuilder};
+use tpx_ebpf_abi::slot::Slot;
+
+/// A snapshot of the namespace and this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Residue {
+    /// Names of devices.
+    pub links: BTreeSet<String>,
+    /// Policy rules.
+    pub rules: Vec<String>,
+    /// Routes in tpx's tables.
+    pub routes: Vec<String>,
+    /// Ids of programs that use a map of ours.
+    pub programs: BTreeSet<u32>,
+    /// Open files of this process.
+    pub files: usize,
+    /// Processes that this one started.
+    pub children: usize,
+}
+
+impl Residue {
+    pub(crate) async fn now(maps: &BTreeSet<u32>) -> Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let connection = tokio::spawn(connection);
+        let (mut rules, mut routes) = (Vec::new(), Vec::new());
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let found: Vec<_> = handle.rule().get(version.clone()).execute().try_collect().await?;
+            rules.extend(found.iter().map(|rule| format!("{rule:?}")));
+            let any = match version {
+                IpVersion::V4 => RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+                IpVersion::V6 => RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+            };
+            let found: Vec<_> = handle.route().get(any).execute().try_collect().await?;
+            routes.extend(found.iter().filter(|r| is_ours(r)).map(|route| format!("{route:?}")));
+        }
+        drop(handle);
+        connection.abort();
+        let _ = connection.await;
+        Ok(Self {
+            links: links()?,
+            rules,
+            routes,
+            programs: programs(maps),
+            files: fs::read_dir("/proc/self/fd")?.count(),
+            children: children()?,
+        })
+    }
+}
+
+fn links() -> Result<BTreeSet<String>> {
+    let table = fs::read_to_string("/proc/self/net/dev").context("read the devices")?;
+    Ok(table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect())
+}
+
+fn is_ours(route: &RouteMessage) -> bool {
+    let table = route.attributes.iter().find_map(|a| if let RouteAttribute::Table(t) = a { Some(*t) } else { None });
+    table.is_some_and(|t| Slot::all().any(|slot| slot.table() == t))
+}
+
+/// Other programs of the machine come and go; ours use one of `maps`.
+fn programs(maps: &BTreeSet<u32>) -> BTreeSet<u32> {
+    aya::programs::loaded_programs()
+        .flatten()
+        .filter(|p| p.map_ids().ok().flatten().is_some_and(|used| used.iter().any(|id| maps.contains(id))))
+        .map(|p| p.id())
+        .collect()
+}
+
+fn children() -> Result<usize> {
+    let mut count = 0;
+    for task in fs::read_dir("/proc/self/task")? {
+        count += fs::read_to_string(task?.path().join("children"))?.split_whitespace().count();
+    }
+    Ok(count)
+}

@@ -1,0 +1,48 @@
+//! The privileged half of the express lane on the real kernel.
+
+mod app;
+mod names;
+mod owner;
+mod relay;
+mod remains;
+mod roads;
+mod scopes;
+
+use tpx_netlab::Case;
+
+const CASES: &[Case] = &[
+    ("loads", roads::loads),
+    ("tcp_v4_v6_and_mapped_reach", roads::reach),
+    ("tcp_refused_unreachable_and_silent", roads::failures),
+    ("tcp_odd_syns_reach", roads::odd_syns),
+    ("tcp_500_at_once", roads::many),
+    ("marks_keep_foreign_bits_and_come_off", roads::marks),
+    ("device_binding_is_undone", roads::bound_to_device),
+    ("exceptions_stay_outside", roads::exceptions),
+    ("stray_syns_to_the_listener_are_dropped", roads::stray),
+    ("foreign_netns_is_untouched", scopes::foreign_netns),
+    ("outside_the_cgroup_is_untouched", scopes::outside),
+    ("bypassed_sockets_are_untouched", scopes::bypass),
+    ("workstation_is_the_visible_tree", scopes::workstation),
+    ("dns_udp_connected", names::udp_connected),
+    ("dns_udp_unconnected_many_servers", names::udp_unconnected),
+    ("dns_udp_mapped", names::udp_mapped),
+    ("dns_tcp", names::tcp),
+    ("dns_leaves_others_alone", names::others),
+    ("apply_again_changes_the_difference", remains::again),
+    ("apply_again_that_fails_goes_back", remains::goes_back),
+    ("apply_that_fails_leaves_nothing", remains::failing),
+    ("apply_out_of_files_leaves_nothing", remains::out_of_files),
+    ("revert_while_the_files_are_out", remains::files_are_out),
+    ("drop_removes_all", remains::dropped),
+    ("kill_9_leaves_nothing", remains::killed),
+    ("few_capabilities_suffice", remains::few_capabilities),
+    ("host_without_ipv6", remains::without_ipv6),
+];
+
+fn main() -> std::process::ExitCode {
+    if owner::asked() {
+        return owner::run();
+    }
+    tpx_netlab::run(CASES)
+}

@@ -1,0 +1,77 @@
+//! A process of its own that owns a datapath, to be killed or to have few capabilities.
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, Command, ExitCode, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+use tpx_core::plan::Plan;
+use tpx_datapath::{
+    Host as _,
+    linux::{LinuxHost, Slot},
+};
+use tpx_netlab::World;
+
+use crate::relay::Relay;
+
+const PLAN: &str = "TPX_NETLAB_PLAN";
+const FEW: &str = "TPX_NETLAB_FEW_CAPABILITIES";
+
+/// Whether this process is such an owner.
+pub(crate) fn asked() -> bool {
+    env::var_os(PLAN).is_some()
+}
+
+/// The owner: applies the plan, says which map tells its programs, serves until it is killed or its input ends.
+pub(crate) fn run() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            println!("failed: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> Result<()> {
+    let plan: Plan = serde_json::from_str(&env::var(PLAN)?)?;
+    if env::var_os(FEW).is_some() {
+        let few = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
+        set_capabilities(None, CapabilitySets { effective: few, permitted: few, inheritable: CapabilitySet::empty() })?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        let mut host = LinuxHost::new(Slot::FIRST);
+        let handover = host.apply(&plan).await?;
+        let counters = aya::maps::MapData::from_fd(handover.counters.try_clone()?)?.info()?.id();
+        let relay = Relay::spawn(host, handover)?;
+        println!("{counters}");
+        let end = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
+        end.await??;
+        drop(relay);
+        Ok(())
+    })
+}
+
+/// Starts an owner and waits until its plan is applied.
+pub(crate) fn start(world: &World, plan: &Plan, few_capabilities: bool) -> Result<Child> {
+    let mut command = Command::new(env::current_exe()?);
+    command.env(PLAN, serde_json::to_string(plan)?).stdin(Stdio::piped()).stdout(Stdio::piped());
+    if few_capabilities {
+        command.env(FEW, "1");
+    }
+    let mut child = command.spawn()?;
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
+    match line.trim().parse() {
+        Ok(map) => world.expect_gone_id(map),
+        Err(_) => {
+            child.wait()?;
+            anyhow::bail!("the owner: {}", line.trim());
+        }
+    }
+    Ok(child)
+}

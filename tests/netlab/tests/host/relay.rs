@@ -1,0 +1,163 @@
+//! What stands for the cluster: an express lane whose ports answer in fixed ways.
+
+use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UdpSocket},
+    task::JoinSet,
+};
+use tpx_core::{dial::DialFailure, plan::Plan};
+use tpx_datapath::{
+    FlowSource as _, Host as _, HostError, Knock,
+    linux::{
+        Bypass, DnsSockets, Handover, LinuxHost, Maps, Slot,
+        express::{ExpressLane, ExpressParts},
+    },
+};
+use tpx_netlab::World;
+
+/// Answers a connection and echoes what it gets.
+pub(crate) const ECHO: u16 = 80;
+/// Refuses.
+pub(crate) const REFUSED: u16 = 81;
+/// No such host.
+pub(crate) const UNREACHABLE: u16 = 82;
+/// Says nothing.
+pub(crate) const SILENT: u16 = 84;
+
+/// An applied plan with the lane behind it.
+pub(crate) struct Relay {
+    pub(crate) host: LinuxHost,
+    pub(crate) bypass: Bypass,
+    maps: Maps,
+    device: OwnedFd,
+    lane: JoinSet<()>,
+}
+
+/// The usual plan of these tests.
+pub(crate) fn plan(world: &World) -> Plan {
+    Plan {
+        scope: world.scope(),
+        steer: vec!["10.96.0.0/16".parse().unwrap(), "fd96::/112".parse().unwrap()],
+        except: vec!["10.96.9.0/24".parse().unwrap()],
+        name_servers: ["192.0.2.53", "127.0.0.53", "2001:db8::53"].map(|s| s.parse().unwrap()).into(),
+    }
+}
+
+impl Relay {
+    /// Applies a plan and serves it.
+    pub(crate) fn start(world: &World, plan: &Plan) -> Result<Self> {
+        let mut host = LinuxHost::new(Slot::FIRST);
+        let handover = world.block_on(host.apply(plan))?;
+        Self::serve(world, host, handover)
+    }
+
+    pub(crate) fn serve(world: &World, host: LinuxHost, handover: Handover) -> Result<Self> {
+        world.expect_gone(&handover.counters)?;
+        world.block_on(async { Self::spawn(host, handover) })
+    }
+
+    /// Serves on the current runtime.
+    pub(crate) fn spawn(host: LinuxHost, handover: Handover) -> Result<Self> {
+        let maps = Maps::of(&handover)?;
+        let Handover { device, listeners, raws, syns, held, bypass, dns, .. } = handover;
+        let mut source = ExpressLane::new(ExpressParts { listeners, raws, syns, held })?;
+        let mut lane = JoinSet::new();
+        lane.spawn(async move {
+            let mut flows = JoinSet::new();
+            while let Some(knock) = source.next().await {
+                flows.spawn(answer(knock));
+            }
+        });
+        for sockets in dns {
+            serve_names(&mut lane, sockets)?;
+        }
+        Ok(Self { host, bypass: Bypass::new(bypass)?, maps, device, lane })
+    }
+
+    /// Applies another plan; the lane goes on with the files it has.
+    pub(crate) fn apply(&mut self, world: &World, plan: &Plan) -> Result<Handover, HostError> {
+        world.block_on(self.host.apply(plan))
+    }
+
+    /// Serves another name server.
+    pub(crate) fn serve_names(&mut self, world: &World, sockets: DnsSockets) -> Result<()> {
+        world.block_on(async { serve_names(&mut self.lane, sockets) })
+    }
+
+    /// A counter of the programs.
+    pub(crate) fn count(&self, name: &str) -> Result<u64> {
+        let dump = self.maps.dump()?;
+        dump.counters.iter().find(|row| row.name == name).map(|row| row.value).context("no such counter")
+    }
+
+    /// Prefixes in the rules' maps.
+    pub(crate) fn rules(&self) -> Result<Vec<String>> {
+        Ok(self.maps.dump()?.rules.iter().map(|row| row.cidr.to_string()).collect())
+    }
+
+    /// Reverts and stops.
+    pub(crate) fn stop(mut self, world: &World) -> Result<()> {
+        world.block_on(async {
+            self.host.revert().await?;
+            self.lane.shutdown().await;
+            drop(self.device);
+            Ok(())
+        })
+    }
+}
+
+async fn answer(knock: Box<dyn Knock>) {
+    match knock.destination().port() {
+        REFUSED => knock.refuse(DialFailure::Refused),
+        UNREACHABLE => knock.refuse(DialFailure::HostUnreachable),
+        SILENT => knock.refuse(DialFailure::TimedOut),
+        _ => {
+            // As long as a dial into a cluster takes.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if let Ok(stream) = knock.release().await {
+                let _ = echo(stream).await;
+            }
+        }
+    }
+}
+
+async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        let n = stream.read(&mut buffer).await?;
+        if n == 0 {
+            return stream.shutdown().await;
+        }
+        stream.write_all(&buffer[..n]).await?;
+    }
+}
+
+/// Answers each question with the name server it was meant for.
+fn serve_names(lane: &mut JoinSet<()>, sockets: DnsSockets) -> Result<()> {
+    let word: Arc<str> = format!("{} says ", sockets.name_server).into();
+    let udp = UdpSocket::from_std(sockets.udp.into())?;
+    let said = Arc::clone(&word);
+    lane.spawn(async move {
+        let mut question = vec![0; 1500];
+        while let Ok((n, from)) = udp.recv_from(&mut question).await {
+            let _ = udp.send_to(&[said.as_bytes(), &question[..n]].concat(), from).await;
+        }
+    });
+    let tcp = TcpListener::from_std(sockets.tcp.into())?;
+    lane.spawn(async move {
+        while let Ok((mut stream, _)) = tcp.accept().await {
+            let _ = stream.write_all(word.as_bytes()).await;
+            let _ = echo(stream).await;
+        }
+    });
+    Ok(())
+}
+
+/// What [`serve_names`] answers.
+pub(crate) fn answered(server: &str, question: &str) -> String {
+    let server: IpAddr = server.parse().unwrap();
+    format!("{server} says {question}")
+}
