@@ -8,7 +8,7 @@ mod serve;
 mod session;
 mod socket;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -49,7 +49,13 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     tracing_subscriber::registry()
         .with(arguments.log)
-        .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false).without_time())
+        .with(
+            tracing_subscriber::fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_target(false)
+                .without_time(),
+        )
         .init();
     let Command::Serve(serve) = arguments.command;
     match run(&serve) {
