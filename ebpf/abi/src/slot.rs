@@ -84,7 +84,7 @@ impl Slot {
 }
 
 /// Port of tpx's own DNS addresses. Not 53: a name server of the laptop's own that listens on all addresses would have
-/// it, and the programs exchange the port together with the address.
+/// it, and binding it needs a capability more. The programs exchange the port together with the address.
 pub const DNS_PORT: u16 = 7053;
 /// Name servers that one slot can stand in for.
 pub const NAMES: usize = 8;

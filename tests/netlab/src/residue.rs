@@ -19,8 +19,8 @@ pub struct Residue {
     pub routes: Vec<String>,
     /// Ids of programs that use a map of ours.
     pub programs: BTreeSet<u32>,
-    /// Open files of this process.
-    pub files: usize,
+    /// What the open files of this process are.
+    pub files: Vec<String>,
     /// Processes that this one started.
     pub children: usize,
 }
@@ -43,15 +43,21 @@ impl Residue {
         drop(handle);
         connection.abort();
         let _ = connection.await;
-        Ok(Self {
-            links: links()?,
-            rules,
-            routes,
-            programs: programs(maps),
-            files: fs::read_dir("/proc/self/fd")?.count(),
-            children: children()?,
-        })
+        Ok(Self { links: links()?, rules, routes, programs: programs(maps), files: files()?, children: children()? })
     }
+}
+
+fn files() -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        // The directory that is being read is gone by now.
+        if let Ok(target) = fs::read_link(entry?.path()) {
+            let target = target.to_string_lossy();
+            files.push(target.split_once(":[").map_or(&*target, |(kind, _)| kind).to_owned());
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 fn links() -> Result<BTreeSet<String>> {

@@ -44,7 +44,8 @@ pub(crate) fn refused_with(to: SocketAddr) -> Result<Option<i32>> {
 pub(crate) fn ensure_untouched(socket: &Socket, to: SocketAddr) -> Result<()> {
     match socket.connect(&SockAddr::from(to)) {
         Ok(()) => anyhow::bail!("{to} answered"),
-        Err(e) => ensure!(e.raw_os_error() == Some(libc::ENETUNREACH), "{to}: {e}"),
+        // Without any IPv6 address the kernel looks for a source before it looks for a route.
+        Err(e) => ensure!(matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EADDRNOTAVAIL)), "{to}: {e}"),
     }
     ensure!(socket.mark()? == 0, "{to}: marked {:#x}", socket.mark()?);
     Ok(())

@@ -1,6 +1,14 @@
 //! What stands for the cluster: an express lane whose ports answer in fixed ways.
 
-use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use tokio::{
@@ -32,6 +40,7 @@ pub(crate) struct Relay {
     pub(crate) host: LinuxHost,
     pub(crate) bypass: Bypass,
     maps: Maps,
+    knocks: Arc<AtomicUsize>,
     device: OwnedFd,
     lane: JoinSet<()>,
 }
@@ -65,16 +74,19 @@ impl Relay {
         let Handover { device, listeners, raws, syns, held, bypass, dns, .. } = handover;
         let mut source = ExpressLane::new(ExpressParts { listeners, raws, syns, held })?;
         let mut lane = JoinSet::new();
+        let knocks = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&knocks);
         lane.spawn(async move {
             let mut flows = JoinSet::new();
             while let Some(knock) = source.next().await {
+                counted.fetch_add(1, Ordering::Relaxed);
                 flows.spawn(answer(knock));
             }
         });
         for sockets in dns {
             serve_names(&mut lane, sockets)?;
         }
-        Ok(Self { host, bypass: Bypass::new(bypass)?, maps, device, lane })
+        Ok(Self { host, bypass: Bypass::new(bypass)?, maps, knocks, device, lane })
     }
 
     /// Applies another plan; the lane goes on with the files it has.
@@ -91,6 +103,11 @@ impl Relay {
     pub(crate) fn count(&self, name: &str) -> Result<u64> {
         let dump = self.maps.dump()?;
         dump.counters.iter().find(|row| row.name == name).map(|row| row.value).context("no such counter")
+    }
+
+    /// Attempts that reached the lane's owner.
+    pub(crate) fn knocks(&self) -> usize {
+        self.knocks.load(Ordering::Relaxed)
     }
 
     /// Prefixes in the rules' maps.

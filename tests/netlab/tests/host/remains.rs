@@ -4,12 +4,13 @@ use std::{fs, net::UdpSocket, os::unix::fs::MetadataExt as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::{Domain, Socket, Type};
 use tpx_core::plan::{Plan, Scope};
 use tpx_datapath::{
     Host as _,
     linux::{LinuxHost, Slot},
 };
-use tpx_ebpf_abi::slot::DNS_PORT;
+use tpx_ebpf_abi::slot::{DNS_PORT, NAMES};
 use tpx_netlab::World;
 
 use crate::{
@@ -73,13 +74,24 @@ pub(crate) fn again(world: &World) -> Result<()> {
 pub(crate) fn goes_back(world: &World) -> Result<()> {
     let mut relay = Relay::start(world, &plan(world))?;
     let (rules, routes) = (relay.rules()?, world.residue()?.routes);
-    // Taken: the port of the address that the next name server would get.
-    let taken = UdpSocket::bind(("0.0.0.0", DNS_PORT))?;
+    // Taken: the port at all addresses that the next name server could get.
+    let mut taken = Vec::new();
+    for nth in plan(world).name_servers.len()..NAMES {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        socket.set_freebind_v4(true)?;
+        let own = Slot::FIRST.dns4(nth).context("an address")?;
+        socket.bind(&std::net::SocketAddr::from((own, DNS_PORT)).into())?;
+        taken.push(socket);
+    }
     let mut other = plan(world);
     other.steer.push("10.98.0.0/16".parse()?);
     other.name_servers.push("198.51.100.53".parse()?);
     ensure!(relay.apply(world, &other).is_err());
-    drop(taken);
+    taken.pop();
+    let handover = relay.apply(world, &other).context("one address is free")?;
+    ensure!(Some(handover.dns[3].address.ip()) == Slot::FIRST.dns4(NAMES - 1).map(Into::into), "{:?}", handover.dns);
+    drop((handover, taken));
+    drop(relay.apply(world, &plan(world))?);
     other.name_servers.pop();
     other.scope = Scope::Cgroup(world.tree().join("nowhere"));
     ensure!(relay.apply(world, &other).is_err());

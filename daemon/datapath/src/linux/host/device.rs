@@ -4,12 +4,17 @@ use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
+    time::Duration,
 };
 
 use tpx_ebpf_abi::slot::Slot;
 
 use super::system;
 use crate::{HostError, linux::sys};
+
+/// How long an owner that dies may take: the user daemon closes its files within a second after rootd is gone.
+const RETRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Lives as long as any copy of its file.
 #[derive(Debug)]
@@ -21,13 +26,21 @@ pub(super) struct Device {
 }
 
 impl Device {
-    /// Makes the slot's device. One that nobody has open (left behind as a persistent device) is replaced.
-    pub(super) fn create(slot: Slot) -> Result<Self, HostError> {
+    /// Makes the slot's device. One that nobody has open (left behind as a persistent device) is replaced; one that is
+    /// in use gets a moment to go away, since its owner may be dying.
+    pub(super) async fn create(slot: Slot) -> Result<Self, HostError> {
         let name = slot.device();
-        let file = exclusive(name).map_err(|e| match e.raw_os_error() {
-            Some(libc::EBUSY) => system(format!("create {name} (is another tpx running?)"), e),
-            _ => system(format!("create {name}"), e),
-        })?;
+        let busy = |e: &io::Error| e.raw_os_error() == Some(libc::EBUSY);
+        let mut made = exclusive(name);
+        for _ in 0..RETRIES {
+            if !made.as_ref().is_err_and(busy) {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+            made = exclusive(name);
+        }
+        let hint = if made.as_ref().is_err_and(busy) { " (is another tpx running?)" } else { "" };
+        let file = made.map_err(|e| system(format!("create {name}{hint}"), e))?;
         let index = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
             .and_then(|s| rustix::net::netdevice::name_to_index(s, name))
             .map_err(|e| system(format!("find {name}"), e.into()))?;

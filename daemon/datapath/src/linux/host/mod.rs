@@ -20,7 +20,7 @@ use std::{
 
 use async_trait::async_trait;
 use tpx_core::plan::{Plan, Scope};
-use tpx_ebpf_abi::slot::{DNS_PORT, Slot};
+use tpx_ebpf_abi::slot::{DNS_PORT, NAMES, Slot};
 
 pub use probe::{Features, probe};
 
@@ -60,6 +60,13 @@ struct Name {
     sockets: DnsSockets,
 }
 
+impl Drop for Name {
+    fn drop(&mut self) {
+        // Frees the port, also while somebody else has a copy of the file.
+        let _ = rustix::net::shutdown(&self.sockets.tcp, rustix::net::Shutdown::Both);
+    }
+}
+
 impl LinuxHost {
     /// Changes nothing yet.
     #[must_use]
@@ -69,8 +76,9 @@ impl LinuxHost {
 
     async fn install(&self, plan: &Plan) -> Result<Applied, HostError> {
         let network = network::Network::open()?;
+        // Whoever has the device has the slot: what else is there then was left behind.
+        let device = Device::create(self.slot).await?;
         network.sweep(self.slot).await?;
-        let device = Device::create(self.slot)?;
         let footprint = Footprint::of(self.slot);
         let ipv6 = device.has_ipv6();
         network.bring_up(&device, self.slot, ipv6).await?;
@@ -168,24 +176,33 @@ impl Applied {
     }
 
     async fn add_name(&mut self, network: &network::Network, slot: Slot, server: IpAddr) -> Result<(), HostError> {
-        let taken: Vec<usize> = self.names.values().map(|n| n.nth).collect();
-        let nth = desired::lowest_free(&taken);
-        let own = desired::own_address(slot, server, nth)
-            .ok_or_else(|| HostError::Refused(format!("no address is left for the name server {server}")))?;
-        network.add_address(&self.device, own).await?;
-        let made = sockets::dns(server, SocketAddr::new(own, DNS_PORT))
-            .and_then(|sockets| self.programs.set_name(server, own).map(|()| sockets));
-        match made {
-            Ok(sockets) => {
-                self.names.insert(server, Name { nth, sockets });
-                self.state.names.insert(server);
-                Ok(())
-            }
-            Err(e) => {
-                network.remove_address(&self.device, own).await?;
-                Err(e)
+        let mut last = HostError::Refused(format!("no address is left for the name server {server}"));
+        for nth in (0..NAMES).filter(|nth| self.names.values().all(|name| name.nth != *nth)).collect::<Vec<_>>() {
+            let Some(own) = desired::own_address(slot, server, nth) else {
+                break;
+            };
+            network.add_address(&self.device, own).await?;
+            let made = sockets::dns(server, SocketAddr::new(own, DNS_PORT))
+                .and_then(|sockets| self.programs.set_name(server, own).map(|()| sockets));
+            match made {
+                Ok(sockets) => {
+                    self.names.insert(server, Name { nth, sockets });
+                    self.state.names.insert(server);
+                    return Ok(());
+                }
+                // A user daemon that lingers may still have the sockets of the datapath before: the next address is free.
+                Err(e) => {
+                    network.remove_address(&self.device, own).await?;
+                    let taken =
+                        matches!(&e, HostError::System { source, .. } if source.kind() == io::ErrorKind::AddrInUse);
+                    last = e;
+                    if !taken {
+                        break;
+                    }
+                }
             }
         }
+        Err(last)
     }
 
     async fn remove_name(&mut self, network: &network::Network, slot: Slot, server: IpAddr) -> Result<(), HostError> {

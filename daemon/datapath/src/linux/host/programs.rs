@@ -33,7 +33,7 @@ pub(super) struct Programs {
     rules6: LpmTrie<MapData, [u8; 16], Rule>,
     names4: Names<[u8; 4]>,
     names6: Names<[u8; 16]>,
-    log: Option<JoinHandle<()>>,
+    _log: Option<Log>,
 }
 
 /// Both directions of the exchange of name servers.
@@ -60,11 +60,12 @@ impl std::fmt::Debug for Programs {
     }
 }
 
-impl Drop for Programs {
+/// Passes on what the programs log, until it is dropped.
+struct Log(JoinHandle<()>);
+
+impl Drop for Log {
     fn drop(&mut self) {
-        if let Some(log) = &self.log {
-            log.abort();
-        }
+        self.0.abort();
     }
 }
 
@@ -88,7 +89,7 @@ impl Programs {
         let rules6 = take(&mut bpf, maps::RULES6)?;
         let names4 = Names { own: take(&mut bpf, maps::NAMES4)?, server: take(&mut bpf, maps::SERVERS4)? };
         let names6 = Names { own: take(&mut bpf, maps::NAMES6)?, server: take(&mut bpf, maps::SERVERS6)? };
-        Ok(Self { hooks: Vec::new(), bpf, rules4, rules6, names4, names6, log })
+        Ok(Self { hooks: Vec::new(), bpf, rules4, rules6, names4, names6, _log: log })
     }
 
     /// Attaches the hooks to a scope's cgroup, then detaches them from the one before.
@@ -217,8 +218,8 @@ fn object(_: Slot, _: u32) -> Result<Ebpf, HostError> {
     Err(HostError::Unsupported(super::probe::NOT_BUILT_IN.into()))
 }
 
-/// Passes on what the programs log; release builds log nothing.
-fn read_log(bpf: &mut Ebpf) -> Option<JoinHandle<()>> {
+/// Starts reading what the programs log; release builds log nothing.
+fn read_log(bpf: &mut Ebpf) -> Option<Log> {
     bpf.map("AYA_LOGS")?;
     let logger = match aya_log::EbpfLogger::init(bpf) {
         Ok(logger) => logger,
@@ -228,12 +229,12 @@ fn read_log(bpf: &mut Ebpf) -> Option<JoinHandle<()>> {
         }
     };
     let mut logger = sys::watch_log(logger).ok()?;
-    Some(tokio::spawn(async move {
+    Some(Log(tokio::spawn(async move {
         while let Ok(mut ready) = logger.readable_mut().await {
             ready.get_inner_mut().flush();
             ready.clear_ready();
         }
-    }))
+    })))
 }
 
 fn get<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, HostError>

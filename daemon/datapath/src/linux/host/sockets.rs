@@ -73,7 +73,8 @@ pub(super) fn raws(slot: Slot, ipv6: bool) -> Result<[OwnedFd; 2], HostError> {
 pub(super) fn dns(name_server: IpAddr, address: SocketAddr) -> Result<DnsSockets, HostError> {
     let make = |kind: Type, protocol| -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
-        // After a restart connections of the one before may linger; nobody may share the port at the same time.
+        // Connections of the datapath before may linger in TIME_WAIT. For UDP the option would let any other user have
+        // the port as well.
         if kind == Type::STREAM {
             socket.set_reuse_address(true)?;
         }
