@@ -21,6 +21,7 @@ const CASES: &[Case] = &[
     ("exceptions_stay_outside", roads::exceptions),
     ("stray_syns_to_the_listener_are_dropped", roads::stray),
     ("foreign_netns_is_untouched", scopes::foreign_netns),
+    ("other_machines_are_untouched", scopes::other_machines),
     ("outside_the_cgroup_is_untouched", scopes::outside),
     ("bypassed_sockets_are_untouched", scopes::bypass),
     ("workstation_is_the_visible_tree", scopes::workstation),

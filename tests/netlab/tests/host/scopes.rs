@@ -1,9 +1,12 @@
 //! Who is steered, and who is not.
 
-use std::thread;
+use std::{fs::File, net::SocketAddr, os::fd::AsRawFd as _, sync::mpsc, thread};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use futures::StreamExt as _;
+use netlink_packet_route::address::AddressHeaderFlags;
 use nix::sched::{CloneFlags, unshare};
+use rtnetlink::{Handle, LinkUnspec, LinkVeth};
 use tpx_core::plan::{Plan, Scope};
 use tpx_netlab::World;
 
@@ -32,6 +35,74 @@ pub(crate) fn foreign_netns(world: &World) -> Result<()> {
     }
     ensure!(relay.count("foreign_netns")? == 3, "{}", relay.count("foreign_netns")?);
     relay.stop(world)
+}
+
+/// The laptop's own network is part of what is steered, and a neighbour connects to a service of the laptop.
+pub(crate) fn other_machines(world: &World) -> Result<()> {
+    let relay = Relay::start(world, &plan(world))?;
+    let (neighbour, laptop) = (["10.96.77.2", "fd96::7702"], ["10.96.77.1", "fd96::7701"]);
+    let (tell, told) = mpsc::channel();
+    let (go, wait) = mpsc::channel();
+    let elsewhere = move || -> Result<()> {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        tell.send(File::open("/proc/thread-self/ns/net")?)?;
+        wait.recv()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(address("lan1", neighbour))?;
+        for to in laptop {
+            app::ensure_echo(&app::connect(SocketAddr::new(to.parse()?, 80))?, b"from next door")?;
+        }
+        Ok(())
+    };
+    let thread = thread::spawn(elsewhere);
+    let netns = told.recv()?;
+    world.block_on(async {
+        with_netlink(async |handle| {
+            let peer = LinkUnspec::new_with_name("lan1").setns_by_fd(netns.as_raw_fd()).build();
+            handle.link().add(LinkVeth::new("lan0", "lan1").build()).execute().await?;
+            Ok(handle.link().change(peer).execute().await?)
+        })
+        .await?;
+        address("lan0", laptop).await
+    })?;
+    let services = laptop.map(|ip| std::net::TcpListener::bind((ip, 80)));
+    go.send(())?;
+    for service in services {
+        let service = service?;
+        // Also bounds accept().
+        socket2::SockRef::from(&service).set_read_timeout(Some(app::PATIENCE))?;
+        let (stream, _) = service.accept()?;
+        std::io::copy(&mut &stream, &mut &stream)?;
+    }
+    match thread.join() {
+        Ok(done) => done?,
+        Err(_) => anyhow::bail!("the thread died"),
+    }
+    ensure!(relay.count("assigned")? == 0, "the listener got them");
+    relay.stop(world)
+}
+
+/// Gives a device addresses and sets it up.
+async fn address(device: &str, ips: [&str; 2]) -> Result<()> {
+    with_netlink(async |handle| {
+        let mut found = Box::pin(handle.link().get().match_name(device).execute());
+        let index = found.next().await.context("no such device")??.header.index;
+        for (ip, prefix) in ips.into_iter().zip([24, 120]) {
+            let mut request = handle.address().add(index, ip.parse()?, prefix);
+            request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+            request.execute().await?;
+        }
+        Ok(handle.link().change(LinkUnspec::new_with_index(index).up().build()).execute().await?)
+    })
+    .await
+}
+
+async fn with_netlink(work: impl AsyncFnOnce(Handle) -> Result<()>) -> Result<()> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let connection = tokio::spawn(connection);
+    let done = work(handle).await;
+    connection.abort();
+    done
 }
 
 pub(crate) fn outside(world: &World) -> Result<()> {

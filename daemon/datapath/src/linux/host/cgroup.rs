@@ -18,7 +18,7 @@ fn find(mountinfo: &[u8]) -> Option<PathBuf> {
         let kind = fields.iter().skip(6).position(|f| *f == b"-").and_then(|at| fields.get(at + 7))?;
         (*kind == b"cgroup2" && *fields.get(3)? == b"/").then(|| unescape(fields[4]))
     };
-    mountinfo.split(|b| *b == b'\n').filter_map(mount).last()
+    mountinfo.split(|b| *b == b'\n').filter_map(mount).next_back()
 }
 
 /// Spaces and the like are written as three octal digits.

@@ -125,7 +125,7 @@ impl Network {
 }
 
 fn route(device: &Device, slot: Slot, net: IpNet) -> RouteMessage {
-    let message = match net {
+    match net {
         IpNet::V4(net) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())
             // Without it the source would be the destination, and connections could meet themselves.
@@ -142,8 +142,7 @@ fn route(device: &Device, slot: Slot, net: IpNet) -> RouteMessage {
             .output_interface(device.index)
             .table_id(slot.table())
             .build(),
-    };
-    message
+    }
 }
 
 fn host_prefix(ip: IpAddr) -> u8 {
