@@ -5,6 +5,7 @@ mod elevate;
 mod image;
 mod lab;
 mod paths;
+mod purity;
 mod run;
 mod setup;
 mod sys;

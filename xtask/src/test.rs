@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::demo::build_programs;
 use crate::lab::Lab;
 use crate::run::{output, shown, step, visibly};
-use crate::{elevate, image, paths, setup};
+use crate::{elevate, image, paths, purity, setup};
 
 /// Tests passed, failed and ignored.
 #[derive(Default)]
@@ -35,6 +35,14 @@ pub(crate) fn run(lab: &Lab, tier: u8) -> Result<i32> {
     }
     count.check(&mut cargo(&["fmt", "--all", "--check"]))?;
     count.check(&mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
+    match purity::build() {
+        Ok(mut build) => count.check(&mut build)?,
+        Err(missing) if tier == 0 => {
+            println!("ignored: {missing}");
+            count.ignored += 1;
+        }
+        Err(missing) => return Err(missing),
+    }
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
     if tier >= 2 && !rustix::process::geteuid().is_root() {
         tests.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
@@ -73,10 +81,7 @@ fn cluster(lab: &Lab, count: &mut Count) -> Result<()> {
     };
     visibly(&mut exec(&["tpx", "manager", "install"])?)?;
     let mut tests = exec(&["tpx-cluster-tests"])?;
-    tests
-        .env("TPX_REQUIRE_TIER", "3")
-        .env("TPX_GO_DIAL", "/run/lab/release/tpx-go-dial")
-        .env("TPX_OTHER_MANAGER", image::OTHER_MANAGER);
+    tests.env("TPX_REQUIRE_TIER", "3").env("TPX_GO_DIAL", "tpx-go-dial").env("TPX_OTHER_MANAGER", image::OTHER_MANAGER);
     count.tests(&mut tests)
 }
 

@@ -54,13 +54,11 @@ pub(crate) fn command(lab: &Lab, part: Part, who: &As, program: &[OsString]) -> 
     let mut cwd = String::from("/");
     match part {
         Part::Laptop => {
-            let profile = show_programs(pid, who.profile.as_deref())?;
+            let programs = show_programs(pid, who.profile.as_deref())?;
             let home = user.map_or_else(|| format!("{RUN_LAB}/root"), |_| format!("/home/{name}"));
             command.env(
                 "PATH",
-                format!(
-                    "{RUN_LAB}/{profile}:{RUN_LAB}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-                ),
+                format!("{programs}:{RUN_LAB}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
             );
             command.env("KUBECONFIG", format!("{RUN_LAB}/kubeconfig"));
             command
@@ -120,26 +118,27 @@ pub(crate) fn run(lab: &Lab, part: Part, who: &As, program: &[OsString]) -> Resu
     Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
 }
 
-/// Makes cargo's output visible in the laptop, where it is now, and says which profile's programs to use.
+/// Makes cargo's output visible in the laptop and returns where the programs of the chosen profile are.
 ///
-/// The folders may have been made, or made anew, since the laptop came up, and they may lie under a folder that the laptop
-/// covers with its own, so the mount is carried in from outside.
-fn show_programs(laptop: u32, wanted: Option<&str>) -> Result<&'static str> {
-    for profile in ["release", "debug"] {
-        let source = paths::target().join(profile);
-        let inside = format!("/proc/{laptop}/root{RUN_LAB}/{profile}");
-        let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
-        if source.is_dir() && identity(&source) != identity(Path::new(&inside)) {
-            carry_in(laptop, &source, &format!("{RUN_LAB}/{profile}"))
-                .with_context(|| format!("cannot show {} in the laptop", source.display()))?;
-        }
-    }
+/// The folder may have been made, or made anew, since the laptop came up, and it may lie under one that the laptop covers with its own, so
+/// the mount is carried in from outside. Its place has a name of its own: builds with different output do not get in each other's way.
+fn show_programs(laptop: u32, wanted: Option<&str>) -> Result<String> {
     let built = |profile: &str| paths::target().join(profile).join("tpx").exists();
-    Ok(match wanted {
+    let profile = match wanted {
         Some("debug") => "debug",
         None if !built("release") && built("debug") => "debug",
         _ => "release",
-    })
+    };
+    let source = paths::target().join(profile);
+    let Ok(about) = fs::metadata(&source) else { return Ok(format!("{RUN_LAB}/bin")) };
+    let target = format!("{RUN_LAB}/{profile}-{}", about.ino());
+    let inside = format!("/proc/{laptop}/root{target}");
+    fs::create_dir_all(&inside)?;
+    if fs::metadata(&inside)?.ino() != about.ino() {
+        carry_in(laptop, &source, &target)
+            .with_context(|| format!("cannot show {} in the laptop", source.display()))?;
+    }
+    Ok(target)
 }
 
 /// Takes a detached copy of a mount here and attaches it inside.

@@ -25,9 +25,6 @@ pub(crate) fn init(lab: &Lab) -> Result<()> {
     mounts::fresh("cgroup2", "/sys/fs/cgroup", "")?;
     mounts::run_lab()?;
     bind(&paths::cluster_bin().join("kubectl"), &format!("{RUN_LAB}/bin/kubectl"))?;
-    for profile in ["release", "debug"] {
-        fs::create_dir_all(format!("{RUN_LAB}/{profile}"))?;
-    }
     mounts::empty("/tmp", "1777")?;
     mounts::empty("/home", "755")?;
     mounts::empty("/var/log", "755")?;
