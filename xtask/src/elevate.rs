@@ -1,6 +1,7 @@
 //! Root for the few things that need it: namespaces, and what runs in them. Everything is built as whoever asked.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
@@ -22,18 +23,21 @@ const KEPT: [&str; 9] = [
 
 /// This program again, as root.
 pub(crate) fn this(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Command> {
-    let program = std::env::current_exe()?;
-    let mut command = if rustix::process::geteuid().is_root() {
-        Command::new(program)
-    } else {
-        let mut sudo = Command::new("sudo");
-        sudo.arg("env");
-        let ours = std::env::vars().filter(|(name, _)| KEPT.contains(&name.as_str()) || name.starts_with("TPX_"));
-        sudo.args(ours.map(|(name, value)| format!("{name}={value}"))).arg(program);
-        sudo
-    };
+    let mut command = program(&std::env::current_exe()?);
     command.args(arguments);
     Ok(command)
+}
+
+/// A program as root.
+pub(crate) fn program(program: &Path) -> Command {
+    if rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.arg("env");
+    let ours = std::env::vars().filter(|(name, _)| KEPT.contains(&name.as_str()) || name.starts_with("TPX_"));
+    sudo.args(ours.map(|(name, value)| format!("{name}={value}"))).arg(program);
+    sudo
 }
 
 /// Runs the same command line as root and returns its exit code; nothing where this is root.

@@ -1,5 +1,6 @@
 //! The project's own tools: what a fresh machine needs, the lab, the images, the demo and the tests.
 
+mod bench;
 mod demo;
 mod elevate;
 mod image;
@@ -47,6 +48,13 @@ enum Command {
         /// The highest tier: 0 anywhere, 1 namespaces, 2 root and eBPF, 3 a real cluster
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=3))]
         tier: u8,
+        #[command(flatten)]
+        lab: Name,
+    },
+    /// Measure tpx next to kubectl port-forward and to a direct connection
+    Bench {
+        #[command(flatten)]
+        options: bench::Options,
         #[command(flatten)]
         lab: Name,
     },
@@ -121,6 +129,7 @@ fn run(command: Command) -> Result<i32> {
         }
         Command::Demo { lab: Name { name }, kubeconfig } => demo::run(&Lab::new(&name)?, kubeconfig)?,
         Command::Test { tier, lab: Name { name } } => return test::run(&Lab::new(&name)?, tier),
+        Command::Bench { options, lab: Name { name } } => bench::run(&Lab::new(&name)?, &options)?,
         Command::LabInit { part, lab: Name { name } } => lab::init(&Lab::new(&name)?, part)?,
     }
     Ok(0)

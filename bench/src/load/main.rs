@@ -1,0 +1,97 @@
+//! The load client: makes one kind of traffic to one address and prints what it saw as a line of JSON.
+//!
+//! Plain blocking sockets: on the machine where it is measured, the client must not be what is measured.
+
+mod bulk;
+mod cold;
+mod connects;
+mod ping;
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+/// Nothing takes longer on a road that works.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Parser)]
+#[command(name = "tpx-load", about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Download /bytes again and again over one connection
+    Down(BulkArgs),
+    /// Upload to /sink again and again over one connection
+    Up(BulkArgs),
+    /// 64 bytes there and back
+    Ping {
+        /// An echo
+        address: SocketAddr,
+        /// How many are timed
+        #[arg(long, default_value_t = 2000)]
+        count: usize,
+        /// Download from this web server at the same time
+        #[arg(long, value_name = "ADDRESS")]
+        beside: Option<SocketAddr>,
+    },
+    /// Connect, send a byte, read it back, close
+    Connects {
+        /// An echo
+        address: SocketAddr,
+        /// How many at a time
+        #[arg(long, default_value_t = 1)]
+        at_once: usize,
+        /// For how long, in seconds
+        #[arg(long, default_value_t = 1.0)]
+        seconds: f64,
+        /// And at most how many
+        #[arg(long, default_value_t = 2000)]
+        most: usize,
+    },
+    /// From nothing to the first byte of http://web-app.emojivoto/
+    #[command(subcommand)]
+    Cold(cold::Road),
+}
+
+#[derive(clap::Args)]
+struct BulkArgs {
+    /// A web server
+    address: SocketAddr,
+    /// For how long, in seconds
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Down(BulkArgs { address, seconds }) => print(&bulk::down(address, seconds)?),
+        Command::Up(BulkArgs { address, seconds }) => print(&bulk::up(address, seconds)?),
+        Command::Ping { address, count, beside: None } => print(&ping::run(address, count)?),
+        Command::Ping { address, count, beside: Some(web) } => print(&ping::run_beside(address, count, web)?),
+        Command::Connects { address, at_once, seconds, most } => {
+            print(&connects::run(address, at_once, seconds, most)?)
+        }
+        Command::Cold(road) => print(&cold::run(&road)?),
+    }
+}
+
+fn print(what: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(what)?);
+    Ok(())
+}
+
+/// A connection on which nothing waits for ever and nothing small waits for more.
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("connect to {address}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}

@@ -1,0 +1,93 @@
+//! `cargo xtask bench`, after everything is built and the lab is up: tpx next to `kubectl port-forward` and to a direct
+//! connection, in one run, interleaved round by round.
+
+mod conditions;
+mod lab;
+mod plot;
+mod procs;
+mod render;
+mod report;
+mod roads;
+mod rounds;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use conditions::Conditions;
+use lab::Lab;
+use report::Report;
+use rounds::Amount;
+
+#[derive(Parser)]
+#[command(name = "tpx-bench", about)]
+struct Cli {
+    /// Two short rounds: enough to see that all works
+    #[arg(long)]
+    quick: bool,
+    /// How often everything is measured
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: Option<u16>,
+    /// Where report.json, report.md and the plots go
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// What is printed
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// The lab's name
+    #[arg(long, default_value = "lab")]
+    name: String,
+    /// The program that reaches the lab
+    #[arg(long, env = "TPX_XTASK", value_name = "FILE")]
+    xtask: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// Tables
+    Table,
+    /// The same as report.json
+    Json,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    ensure!(rustix::process::geteuid().is_root(), "this needs root: it reads what other users' processes hold");
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let rounds = cli.rounds.map_or(if cli.quick { 2 } else { 5 }, usize::from);
+    let amount = if cli.quick {
+        Amount { rounds, transfer: 0.7, burst: 0.5, pings: 2000, busy_pings: 200 }
+    } else {
+        Amount { rounds, transfer: 2.0, burst: 1.5, pings: 3000, busy_pings: 1000 }
+    };
+    let lab = Lab::new(cli.xtask, &cli.name)?;
+    let mut conditions = Conditions::now(&lab, rounds, cli.quick);
+    let raw = rounds::run(&lab, amount, &interrupted)?;
+    conditions.ended();
+    let report = Report::new(conditions, raw);
+    let json = serde_json::to_string_pretty(&report)?;
+    fs::create_dir_all(&cli.out).with_context(|| format!("cannot make {}", cli.out.display()))?;
+    for (name, text) in [
+        ("report.json", &json),
+        ("report.md", &render::markdown(&report)),
+        ("roads.svg", &plot::roads(&report)),
+        ("memory.svg", &plot::memory(&report)),
+    ] {
+        let file = cli.out.join(name);
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    match cli.format {
+        Format::Table => print!("{}", render::text(&report)),
+        Format::Json => println!("{json}"),
+    }
+    eprintln!("report and plots: {}", cli.out.display());
+    Ok(())
+}

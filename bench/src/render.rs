@@ -1,0 +1,215 @@
+//! The report for people: a table for the terminal and Markdown to keep. Pure.
+
+use std::fmt::Write;
+
+use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
+use comfy_table::{CellAlignment, Table};
+use tpx_bench::stats::median;
+
+use crate::procs::Memory;
+use crate::report::{Goal, Metric, Report, Road};
+
+/// For a terminal.
+pub(crate) fn text(report: &Report) -> String {
+    let mut text = String::new();
+    for mut table in [numbers(report), cpu(report), memory(report), goals(report)] {
+        text += &format!("{}\n\n", trimmed(table.load_preset(NOTHING)));
+    }
+    for failure in failures(report) {
+        text += &format!("failed: {failure}\n");
+    }
+    text
+}
+
+/// To keep.
+pub(crate) fn markdown(report: &Report) -> String {
+    let conditions = &report.conditions;
+    let mut text = String::from("# tpx, kubectl port-forward and a direct connection\n\n");
+    let load = |load: Option<f64>| load.map_or_else(|| "?".into(), |load| format!("{load:.1}"));
+    writeln!(
+        text,
+        "{}; {} rounds{}; {}, {} cores, Linux {}; load {} before and {} after; commit {}; {}; kubectl {}; Kubernetes {}; {}.\n",
+        conditions.date,
+        conditions.rounds,
+        if conditions.quick { " (quick)" } else { "" },
+        conditions.cpu,
+        conditions.cores,
+        conditions.kernel,
+        load(conditions.load_before),
+        load(conditions.load_after),
+        conditions.commit,
+        conditions.tpx,
+        conditions.kubectl,
+        conditions.kubernetes,
+        conditions.containerd,
+    )
+    .ok();
+    text += "Everything runs on this one machine: client, road, cluster and server share its cores. Values are medians over \
+             the rounds; each round measures every road once, in an order that turns; ratios are taken per round, \
+             their median is shown with the least and the greatest.\n\n";
+    text += &section("Numbers", numbers(report));
+    text += "![](roads.svg)\n\n";
+    text += &section("CPU seconds per GiB, by process", cpu(report));
+    text += "User and system time of /proc/PID/stat. The clients, the service's pod and the kernel's own threads are not \
+             in it; what the cluster's processes do anyway is.\n\n";
+    text += &section("Memory of tpx, MiB", memory(report));
+    text += "![](memory.svg)\n\n";
+    text += &section("Goals", goals(report));
+    if !report.failures.is_empty() {
+        text += "## Failures\n\n";
+        for failure in failures(report) {
+            text += &format!("- {failure}\n");
+        }
+    }
+    text
+}
+
+fn section(title: &str, mut table: Table) -> String {
+    format!("## {title}\n\n{}\n\n", table.load_preset(ASCII_MARKDOWN))
+}
+
+fn numbers(report: &Report) -> Table {
+    let titles = Road::ALL.map(|road| road.title().to_owned());
+    let [tpx, kubectl, direct] = titles;
+    let mut table = table(["".into(), "".into(), tpx, kubectl, direct, "tpx / kubectl".into(), "tpx / direct".into()]);
+    for metric in Metric::ALL {
+        let (title, unit) = metric.title();
+        let value = |road| number(report.medians.get(&road).and_then(|all| all.get(&metric)).copied());
+        table.add_row([
+            title.to_owned(),
+            unit.to_owned(),
+            value(Road::Tpx),
+            value(Road::Kubectl),
+            value(Road::Direct),
+            spread(report.to_kubectl.get(&metric)),
+            spread(report.to_direct.get(&metric)),
+        ]);
+    }
+    right(&mut table, 2);
+    table
+}
+
+fn cpu(report: &Report) -> Table {
+    let of = |road: Road, name: &str, download: bool| {
+        let values: Vec<f64> = report
+            .rounds
+            .iter()
+            .filter_map(|round| {
+                let seen = round.get(&road)?;
+                (if download { &seen.cpu_download } else { &seen.cpu_upload }).get(name).copied()
+            })
+            .collect();
+        number(median(&values))
+    };
+    let mut names: Vec<&str> = Vec::new();
+    for process in [Road::Tpx, Road::Kubectl].iter().filter_map(|road| report.processes.get(road)).flatten() {
+        if !names.contains(&process.name.as_str()) {
+            names.push(&process.name);
+        }
+    }
+    let mut table = table(["CPU s/GiB", "tpx, down", "tpx, up", "kubectl, down", "kubectl, up"].map(str::to_owned));
+    for name in names {
+        table.add_row([
+            name.to_owned(),
+            of(Road::Tpx, name, true),
+            of(Road::Tpx, name, false),
+            of(Road::Kubectl, name, true),
+            of(Road::Kubectl, name, false),
+        ]);
+    }
+    right(&mut table, 1);
+    table
+}
+
+fn memory(report: &Report) -> Table {
+    let titles = ["MiB", "idle", "own", "PSS", "loaded", "own", "PSS", "idle CPU, % of a core"];
+    let mut table = table(titles.map(str::to_owned));
+    let three = |memory: Option<Memory>| match memory {
+        Some(memory) => [memory.rss, memory.anonymous, memory.pss].map(|kib| format!("{:.1}", kib as f64 / 1024.0)),
+        None => [const { String::new() }; 3],
+    };
+    for daemon in &report.daemons {
+        let ([a, b, c], [d, e, f]) = (three(daemon.idle), three(daemon.loaded));
+        let cpu = daemon.idle_cpu.map_or_else(String::new, |part| format!("{:.1}", part * 100.0));
+        table.add_row([daemon.name.clone(), a, b, c, d, e, f, cpu]);
+    }
+    right(&mut table, 1);
+    table
+}
+
+fn goals(report: &Report) -> Table {
+    let mut table = table(["goal", "limit", "measured", ""].map(str::to_owned));
+    for Goal { what, limit, value, met } in &report.goals {
+        let met = match met {
+            Some(true) => "met",
+            Some(false) => "NOT MET",
+            None => "not measured",
+        };
+        table.add_row([what.clone(), limit.clone(), number(*value), met.to_owned()]);
+    }
+    table
+}
+
+fn failures(report: &Report) -> impl Iterator<Item = String> {
+    report.failures.iter().map(|failure| {
+        let when = if failure.round == 0 { "before".to_owned() } else { format!("round {}", failure.round) };
+        format!("{} ({when}): {}: {}", failure.road.title(), failure.what, failure.error.replace('\n', " "))
+    })
+}
+
+fn table<const N: usize>(titles: [String; N]) -> Table {
+    let mut table = Table::new();
+    table.set_header(titles);
+    table
+}
+
+fn right(table: &mut Table, from: usize) {
+    for column in table.column_iter_mut().skip(from) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+fn trimmed(table: &Table) -> String {
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// Three digits that count; nothing where there is no value.
+pub(crate) fn number(value: Option<f64>) -> String {
+    match value {
+        None => "-".into(),
+        Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),
+        Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
+        Some(value) if value.abs() >= 0.1 => format!("{value:.2}"),
+        Some(value) => format!("{value:.3}"),
+    }
+}
+
+/// Median, least and greatest.
+fn spread(ratios: Option<&Vec<f64>>) -> String {
+    let Some(ratios) = ratios else { return "-".into() };
+    let least = ratios.iter().copied().reduce(f64::min);
+    let most = ratios.iter().copied().reduce(f64::max);
+    match (median(ratios), least, most) {
+        (Some(middle), Some(least), Some(most)) if ratios.len() > 1 => format!("{middle:.2} ({least:.2}-{most:.2})"),
+        (middle, ..) => number(middle),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits() {
+        let shown: Vec<_> = [1234.5, 98.76, 4.321, 0.04321].into_iter().map(|value| number(Some(value))).collect();
+        assert_eq!(shown, ["1234", "98.8", "4.32", "0.043"]);
+        assert_eq!(number(None), "-");
+    }
+
+    #[test]
+    fn a_spread_has_its_ends() {
+        assert_eq!(spread(Some(&vec![1.5, 0.5, 1.0])), "1.00 (0.50-1.50)");
+        assert_eq!(spread(Some(&vec![1.5])), "1.50");
+        assert_eq!(spread(None), "-");
+    }
+}
