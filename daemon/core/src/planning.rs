@@ -24,8 +24,7 @@ pub struct Inputs {
 /// Makes the plan. The order of the subnets does not matter.
 #[must_use]
 pub fn plan(inputs: &Inputs) -> Plan {
-    let steer: BTreeSet<IpNet> =
-        inputs.service_subnets.iter().chain(&inputs.pod_subnets).map(IpNet::trunc).collect();
+    let steer: BTreeSet<IpNet> = inputs.service_subnets.iter().chain(&inputs.pod_subnets).map(IpNet::trunc).collect();
     let covered = |ip: &&IpAddr| steer.iter().any(|net| net.contains(*ip));
     let except: BTreeSet<IpNet> =
         inputs.api_server.iter().chain(&inputs.name_servers).filter(covered).map(|ip| IpNet::from(*ip)).collect();

@@ -2,9 +2,15 @@
 
 use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
 
-use tokio::{sync::Mutex, task::JoinHandle};
+use tokio::{
+    sync::{Mutex, watch},
+    task::JoinHandle,
+};
 use tpx_api::{Facts, VERSION};
-use tpx_core::planning::{Inputs, plan};
+use tpx_core::{
+    plan::Plan,
+    planning::{Inputs, plan},
+};
 use tpx_datapath::{Host as _, linux::Maps, remote::RemoteHost};
 
 use super::{
@@ -71,6 +77,7 @@ pub struct Connection {
     identity: Identity,
     host: Arc<Mutex<RemoteHost>>,
     follower: JoinHandle<String>,
+    plan: watch::Receiver<Plan>,
     lanes: Lanes,
     session: Session,
     names: Serving,
@@ -95,8 +102,9 @@ impl Connection {
     ) -> Self {
         let gone = host.closed();
         let host = Arc::new(Mutex::new(host));
-        let follower = tokio::spawn(follow(Arc::clone(&host), gone, inputs, session.facts.clone()));
-        Self { identity, host, follower, lanes, session, names, maps, counters, tasks }
+        let (applied, plan) = watch::channel(plan(&inputs));
+        let follower = tokio::spawn(follow(Arc::clone(&host), gone, inputs, applied, session.facts.clone()));
+        Self { identity, host, follower, plan, lanes, session, names, maps, counters, tasks }
     }
 
     /// The cluster's facts now.
@@ -166,7 +174,7 @@ impl Connection {
                 subnets: (facts.service_subnets.iter().map(subnet("services")))
                     .chain(facts.pod_subnets.iter().map(subnet("pods")))
                     .collect(),
-                except: Vec::new(),
+                except: self.plan.borrow().except.clone(),
             },
             dns: self.names.status(&facts.cluster_domain),
             flows: self.counters.read(),
@@ -199,7 +207,8 @@ async fn follow(
     host: Arc<Mutex<RemoteHost>>,
     gone: impl Future<Output = ()>,
     mut inputs: Inputs,
-    mut facts: tokio::sync::watch::Receiver<Arc<Facts>>,
+    applied: watch::Sender<Plan>,
+    mut facts: watch::Receiver<Arc<Facts>>,
 ) -> String {
     let mut gone = std::pin::pin!(gone);
     loop {
@@ -216,9 +225,11 @@ async fn follow(
         inputs.service_subnets.clone_from(&now.service_subnets);
         inputs.pod_subnets.clone_from(&now.pod_subnets);
         tracing::info!("the cluster's subnets have changed");
+        let wanted = plan(&inputs);
         // The files are those that we already hold; the copies are closed.
-        if let Err(e) = host.lock().await.apply(&plan(&inputs)).await {
-            tracing::warn!("the changed plan could not be applied: {e}");
+        match host.lock().await.apply(&wanted).await {
+            Ok(_) => drop(applied.send_replace(wanted)),
+            Err(e) => tracing::warn!("the changed plan could not be applied: {e}"),
         }
     }
 }
