@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// What kind of failure it was; decides the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Something unexpected in tpx itself or in the operating system.
     Internal,
     /// The command line or an argument's value is wrong.
@@ -24,7 +24,7 @@ pub enum Kind {
 
 impl Kind {
     /// The process's exit code. 1 and 2 follow the usual conventions; the rest is documented in `tpx --help`.
-    pub fn exit_code(self) -> u8 {
+    pub(crate) fn exit_code(self) -> u8 {
         match self {
             Kind::Internal => 1,
             Kind::Usage => 2,
@@ -40,7 +40,7 @@ impl Kind {
 /// A failed command.
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[error("{what}; {next}")]
-pub struct Failure {
+pub(crate) struct Failure {
     /// Decides the exit code.
     pub kind: Kind,
     /// What failed and why.
@@ -51,18 +51,18 @@ pub struct Failure {
 
 impl Failure {
     /// A failure of the given kind. Line breaks from foreign messages are folded: a failure is one line.
-    pub fn new(kind: Kind, what: impl Into<String>, next: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: Kind, what: impl Into<String>, next: impl Into<String>) -> Self {
         Self { kind, what: one_line(&what.into()), next: one_line(&next.into()) }
     }
 
     /// Something that should not happen.
-    pub fn internal(what: impl Into<String>) -> Self {
+    pub(crate) fn internal(what: impl Into<String>) -> Self {
         Self::new(Kind::Internal, what, "see the log that `tpx status` names, and report it")
     }
 }
 
 /// An error and its causes on one line, without the repetitions that wrapping errors tend to print.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut out = String::new();
     for cause in std::iter::successors(Some(error), |e| e.source()) {
         let text = cause.to_string();

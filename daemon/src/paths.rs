@@ -12,7 +12,7 @@ use std::{
 ///
 /// # Errors
 /// When it cannot be made, or belongs to somebody else.
-pub fn runtime_dir() -> io::Result<PathBuf> {
+pub(crate) fn runtime_dir() -> io::Result<PathBuf> {
     let uid = rustix::process::geteuid().as_raw();
     let dir = match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(base) if !base.is_empty() => PathBuf::from(base).join("tpx-userd"),
@@ -30,7 +30,7 @@ pub fn runtime_dir() -> io::Result<PathBuf> {
 ///
 /// # Errors
 /// As [`runtime_dir`].
-pub fn socket(name: &str) -> io::Result<PathBuf> {
+pub(crate) fn socket(name: &str) -> io::Result<PathBuf> {
     Ok(runtime_dir()?.join(format!("{name}.sock")))
 }
 
@@ -38,7 +38,7 @@ pub fn socket(name: &str) -> io::Result<PathBuf> {
 ///
 /// # Errors
 /// When the folder cannot be made.
-pub fn log_file(name: &str) -> io::Result<PathBuf> {
+pub(crate) fn log_file(name: &str) -> io::Result<PathBuf> {
     let state = match std::env::var_os("XDG_STATE_HOME") {
         Some(base) if !base.is_empty() => PathBuf::from(base),
         _ => match std::env::var_os("HOME") {
@@ -52,10 +52,10 @@ pub fn log_file(name: &str) -> io::Result<PathBuf> {
 }
 
 /// Where the privileged daemon listens unless told otherwise.
-pub const ROOTD_SOCKET: &str = "/run/tpx/rootd.sock";
+pub(crate) const ROOTD_SOCKET: &str = "/run/tpx/rootd.sock";
 
 /// The privileged daemon's binary: beside this one, else found on PATH by whoever starts it.
-pub fn rootd_binary() -> PathBuf {
+pub(crate) fn rootd_binary() -> PathBuf {
     std::env::current_exe()
         .ok()
         .and_then(|exe| Some(exe.parent()?.join("tpx-rootd")))

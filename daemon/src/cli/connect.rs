@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Runs `tpx connect`.
-pub fn run(out: &Output, name: &str, args: ConnectArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn run(out: &Output, name: &str, args: ConnectArgs) -> Result<ExitCode, Failure> {
     if let Some(mut client) = simple::open(name)? {
         return Err(already(simple::ask_status(&mut client).ok().as_ref()));
     }

@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// When it cannot be started.
-pub fn rootd(socket: &Path, progress: &Progress) -> Result<(), Failure> {
+pub(crate) fn rootd(socket: &Path, progress: &Progress) -> Result<(), Failure> {
     match UnixStream::connect(socket) {
         Ok(_) => return Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
@@ -96,7 +96,7 @@ fn no_rootd(why: &str) -> Failure {
 ///
 /// # Errors
 /// When it does not listen in time.
-pub fn userd(name: &str) -> Result<Client, Failure> {
+pub(crate) fn userd(name: &str) -> Result<Client, Failure> {
     let internal = |e: std::io::Error| Failure::internal(format!("cannot start the user daemon: {e}"));
     let socket = paths::socket(name).map_err(internal)?;
     let log = paths::log_file(name).map_err(internal)?;

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// `tpx manager install`.
-pub fn install(out: &Output, kube: KubeArgs, image: Option<String>) -> Result<ExitCode, Failure> {
+pub(crate) fn install(out: &Output, kube: KubeArgs, image: Option<String>) -> Result<ExitCode, Failure> {
     let options = Options { namespace: kube.manager_namespace.clone(), image, ..Options::default() };
     let progress = out.progress();
     let installed = block_on(async {
@@ -28,7 +28,7 @@ pub fn install(out: &Output, kube: KubeArgs, image: Option<String>) -> Result<Ex
 }
 
 /// `tpx manager uninstall`.
-pub fn uninstall(out: &Output, kube: KubeArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn uninstall(out: &Output, kube: KubeArgs) -> Result<ExitCode, Failure> {
     let options = Options { namespace: kube.manager_namespace.clone(), ..Options::default() };
     let progress = out.progress();
     let removed = block_on(async {

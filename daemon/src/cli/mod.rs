@@ -30,7 +30,7 @@ Exit codes:
 /// A developer's laptop inside a Kubernetes cluster.
 #[derive(Parser)]
 #[command(name = "tpx", version = tpx_api::VERSION, after_help = EXAMPLES, disable_help_subcommand = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
@@ -39,7 +39,7 @@ pub struct Cli {
 
 /// Options that every command takes.
 #[derive(Args)]
-pub struct Global {
+pub(crate) struct Global {
     /// How to print the result
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -50,7 +50,7 @@ pub struct Global {
 
 /// Form of results.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// For people
     Text,
     /// One JSON document; errors as {"error": …}
@@ -93,7 +93,7 @@ enum Command {
 
 /// Flags of `tpx connect`.
 #[derive(Args)]
-pub struct ConnectArgs {
+pub(crate) struct ConnectArgs {
     #[command(flatten)]
     kube: KubeArgs,
     /// Namespace whose services resolve by a single label [default: the context's]
@@ -112,7 +112,7 @@ pub struct ConnectArgs {
 
 /// Which cluster, and where its manager lives.
 #[derive(Args, Clone)]
-pub struct KubeArgs {
+pub(crate) struct KubeArgs {
     /// kubeconfig context [default: the current one]
     #[arg(long)]
     context: Option<String>,
@@ -151,7 +151,7 @@ enum ManagerCommand {
 }
 
 /// Parses the command line and does what it says.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let out = output::Output::new(cli.global.format);
     let name = cli.global.name;

@@ -12,18 +12,18 @@ use super::Format;
 use crate::failure::Failure;
 
 /// Where and how to print.
-pub struct Output {
+pub(crate) struct Output {
     format: Format,
 }
 
 impl Output {
     /// Prints in this form.
-    pub fn new(format: Format) -> Self {
+    pub(crate) fn new(format: Format) -> Self {
         Self { format }
     }
 
     /// Prints a result: `text` for people, `value` for programs.
-    pub fn result<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) {
+    pub(crate) fn result<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) {
         let document = match self.format {
             Format::Text => text(),
             Format::Json => serde_json::to_string_pretty(value).unwrap_or_default(),
@@ -34,7 +34,7 @@ impl Output {
     }
 
     /// Prints a failure: a line on stderr for people, a document on stdout for programs.
-    pub fn failure(&self, failure: &Failure) {
+    pub(crate) fn failure(&self, failure: &Failure) {
         if self.format == Format::Text {
             let (red, plain) = if std::io::stderr().is_terminal() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
             let _ = writeln!(std::io::stderr(), "{red}error:{plain} {failure}");
@@ -44,7 +44,7 @@ impl Output {
     }
 
     /// Starts showing progress: a spinner on a terminal, else one line a step.
-    pub fn progress(&self) -> Progress {
+    pub(crate) fn progress(&self) -> Progress {
         if self.format == Format::Text && std::io::stderr().is_terminal() {
             let bar = ProgressBar::new_spinner();
             bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed:.dim}").expect("a valid template"));
@@ -57,7 +57,7 @@ impl Output {
 }
 
 /// Progress of one command. Disappears from a terminal when dropped.
-pub enum Progress {
+pub(crate) enum Progress {
     /// On a terminal.
     Spinner(ProgressBar),
     /// Elsewhere.
@@ -66,7 +66,7 @@ pub enum Progress {
 
 impl Progress {
     /// The step that is going on now.
-    pub fn step(&self, text: &str) {
+    pub(crate) fn step(&self, text: &str) {
         match self {
             Progress::Spinner(bar) => bar.set_message(text.to_owned()),
             Progress::Lines => eprintln!("{text}"),

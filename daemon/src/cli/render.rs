@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What `tpx connect` says in the end.
-pub fn connected(status: &Status) -> String {
+pub(crate) fn connected(status: &Status) -> String {
     let mut text = format!(
         "Connected to context {}, namespace {} ({})",
         status.kubernetes.context, status.namespace, status.kubernetes.server
@@ -23,7 +23,7 @@ pub fn connected(status: &Status) -> String {
 }
 
 /// `tpx status`.
-pub fn status(s: &Status) -> String {
+pub(crate) fn status(s: &Status) -> String {
     let state = match s.state {
         State::Connected => "connected",
         State::Reconnecting => "reconnecting: the carrier was lost, new connections fail until it is back",
@@ -69,7 +69,7 @@ pub fn status(s: &Status) -> String {
 }
 
 /// `tpx manager uninstall`.
-pub fn removed(removed: &tpx_install::Removed) -> String {
+pub(crate) fn removed(removed: &tpx_install::Removed) -> String {
     match &removed.objects[..] {
         [] => "Nothing was installed".into(),
         objects => format!("Removed {}", objects.join(", ")),
@@ -77,7 +77,7 @@ pub fn removed(removed: &tpx_install::Removed) -> String {
 }
 
 /// `tpx list-namespaces`.
-pub fn namespaces(rows: &[NamespaceRow]) -> String {
+pub(crate) fn namespaces(rows: &[NamespaceRow]) -> String {
     table(
         &["NAMESPACE", "NAMES"],
         rows.iter().map(|row| {
@@ -92,7 +92,7 @@ pub fn namespaces(rows: &[NamespaceRow]) -> String {
 }
 
 /// `tpx maps dump`.
-pub fn maps(maps: &MapsDump) -> String {
+pub(crate) fn maps(maps: &MapsDump) -> String {
     let rules = table(&["RULE", "ACTION"], maps.rules.iter().map(|r| vec![r.cidr.to_string(), r.action.clone()]));
     let names = table(
         &["NAME SERVER", "ANSWERED AT"],
@@ -110,7 +110,7 @@ pub fn maps(maps: &MapsDump) -> String {
 }
 
 /// Two aligned columns: what and how much. Further lines of a value go under its first.
-pub fn pairs<T: Display>(rows: &[(&str, T)]) -> String {
+pub(crate) fn pairs<T: Display>(rows: &[(&str, T)]) -> String {
     let mut table = plain();
     for (key, value) in rows {
         table.add_row([format!("{key}:"), value.to_string()]);

@@ -16,14 +16,14 @@ use crate::{
 const QUIT: Duration = Duration::from_secs(10);
 
 /// `tpx status`.
-pub fn status(out: &Output, name: &str) -> Result<ExitCode, Failure> {
+pub(crate) fn status(out: &Output, name: &str) -> Result<ExitCode, Failure> {
     let status = ask_status(&mut client(name)?)?;
     out.result(&status, || render::status(&status));
     Ok(ExitCode::SUCCESS)
 }
 
 /// `tpx quit`: also fine when nothing is connected.
-pub fn quit(out: &Output, name: &str) -> Result<ExitCode, Failure> {
+pub(crate) fn quit(out: &Output, name: &str) -> Result<ExitCode, Failure> {
     let was = match open(name)? {
         Some(client) => {
             stop(out, client)?;
@@ -38,7 +38,7 @@ pub fn quit(out: &Output, name: &str) -> Result<ExitCode, Failure> {
 }
 
 /// Ends a user daemon and waits until it has gone.
-pub fn stop(out: &Output, mut client: Client) -> Result<(), Failure> {
+pub(crate) fn stop(out: &Output, mut client: Client) -> Result<(), Failure> {
     let progress = out.progress();
     progress.step("Disconnecting");
     client.ask(&Request::Quit, &mut |step| progress.step(step))?;
@@ -55,7 +55,7 @@ struct Versions {
 }
 
 /// `tpx version`: works unconnected, then with the client's own version only.
-pub fn version(out: &Output, name: &str) -> Result<ExitCode, Failure> {
+pub(crate) fn version(out: &Output, name: &str) -> Result<ExitCode, Failure> {
     let status = match open(name)? {
         Some(mut client) => Some(ask_status(&mut client)?),
         None => None,
@@ -79,7 +79,7 @@ pub fn version(out: &Output, name: &str) -> Result<ExitCode, Failure> {
 }
 
 /// `tpx list-namespaces`.
-pub fn list_namespaces(out: &Output, name: &str) -> Result<ExitCode, Failure> {
+pub(crate) fn list_namespaces(out: &Output, name: &str) -> Result<ExitCode, Failure> {
     match client(name)?.ask(&Request::ListNamespaces, &mut |_| {})? {
         Reply::Namespaces(rows) => out.result(&rows, || render::namespaces(&rows)),
         other => return Err(unexpected(&other)),
@@ -88,7 +88,7 @@ pub fn list_namespaces(out: &Output, name: &str) -> Result<ExitCode, Failure> {
 }
 
 /// `tpx maps dump`.
-pub fn maps_dump(out: &Output, name: &str) -> Result<ExitCode, Failure> {
+pub(crate) fn maps_dump(out: &Output, name: &str) -> Result<ExitCode, Failure> {
     match client(name)?.ask(&Request::MapsDump, &mut |_| {})? {
         Reply::Maps(maps) => out.result(&*maps, || render::maps(&maps)),
         other => return Err(unexpected(&other)),
@@ -97,7 +97,7 @@ pub fn maps_dump(out: &Output, name: &str) -> Result<ExitCode, Failure> {
 }
 
 /// Asks for the state.
-pub fn ask_status(client: &mut Client) -> Result<Status, Failure> {
+pub(crate) fn ask_status(client: &mut Client) -> Result<Status, Failure> {
     match client.ask(&Request::Status, &mut |_| {})? {
         Reply::Status(status) => Ok(*status),
         other => Err(unexpected(&other)),
@@ -105,13 +105,13 @@ pub fn ask_status(client: &mut Client) -> Result<Status, Failure> {
 }
 
 /// The user daemon called `name`, if it runs.
-pub fn open(name: &str) -> Result<Option<Client>, Failure> {
+pub(crate) fn open(name: &str) -> Result<Option<Client>, Failure> {
     let socket = paths::socket(name).map_err(|e| Failure::internal(e.to_string()))?;
     Client::connect(&socket)
 }
 
 /// A reply of the wrong type.
-pub fn unexpected(reply: &Reply) -> Failure {
+pub(crate) fn unexpected(reply: &Reply) -> Failure {
     Failure::internal(format!("the user daemon answered something else: {reply:?}"))
 }
 

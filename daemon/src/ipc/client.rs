@@ -11,19 +11,19 @@ use super::{Reply, Request};
 use crate::failure::{Failure, chain};
 
 /// A connection to a user daemon. Blocking: the command line does one thing at a time.
-pub struct Client {
+pub(crate) struct Client {
     stream: BufReader<UnixStream>,
 }
 
 /// What to do while waiting: called with each progress line.
-pub type Waiting<'a> = &'a mut dyn FnMut(&str);
+pub(crate) type Waiting<'a> = &'a mut dyn FnMut(&str);
 
 impl Client {
     /// Connects; `None` when no daemon listens there.
     ///
     /// # Errors
     /// When the socket exists but cannot be used.
-    pub fn connect(socket: &Path) -> Result<Option<Self>, Failure> {
+    pub(crate) fn connect(socket: &Path) -> Result<Option<Self>, Failure> {
         match UnixStream::connect(socket) {
             Ok(stream) => Ok(Some(Self { stream: BufReader::new(stream) })),
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
@@ -35,7 +35,7 @@ impl Client {
     ///
     /// # Errors
     /// The daemon's own [`Failure`], or one that says how it was lost.
-    pub fn ask(&mut self, request: &Request, waiting: Waiting<'_>) -> Result<Reply, Failure> {
+    pub(crate) fn ask(&mut self, request: &Request, waiting: Waiting<'_>) -> Result<Reply, Failure> {
         self.exchange(request, waiting).unwrap_or_else(|e| {
             Err(Failure::internal(format!("the user daemon went away before it answered: {}", chain(&e))))
         })
@@ -59,7 +59,7 @@ impl Client {
     }
 
     /// Waits until the daemon has closed the connection, which it does when it has ended.
-    pub fn wait_closed(mut self, at_most: Duration) {
+    pub(crate) fn wait_closed(mut self, at_most: Duration) {
         let _ = self.stream.get_mut().set_read_timeout(Some(at_most));
         let mut rest = String::new();
         while matches!(self.stream.read_line(&mut rest), Ok(n) if n > 0) {}

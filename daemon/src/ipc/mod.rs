@@ -9,18 +9,18 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tpx_datapath::MapsDump;
 
-pub use client::Client;
-pub use server::{Bound, Exchange, bind};
+pub(crate) use client::Client;
+pub(crate) use server::{Bound, Exchange, bind};
 
 use crate::{failure::Failure, userd::status::Status};
 
 /// Longest line in either direction, in bytes.
-pub const MAX_LINE: usize = 16 << 20;
+pub(crate) const MAX_LINE: usize = 16 << 20;
 
 /// What the command line asks.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Request {
+pub(crate) enum Request {
     /// Connect to a cluster; once in a daemon's life.
     Connect(ConnectParams),
     /// What is going on.
@@ -35,7 +35,7 @@ pub enum Request {
 
 /// What `tpx connect` was asked for, before defaults from kubeconfig.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct ConnectParams {
+pub(crate) struct ConnectParams {
     /// Namespace whose services are known by a single label.
     pub namespace: Option<String>,
     /// kubeconfig context.
@@ -53,7 +53,7 @@ pub struct ConnectParams {
 /// One line of an answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "reply", content = "body", rename_all = "snake_case")]
-pub enum Reply {
+pub(crate) enum Reply {
     /// The step that is going on now.
     Progress(String),
     /// Final: done, nothing to tell.
@@ -70,7 +70,7 @@ pub enum Reply {
 
 /// One row of `tpx list-namespaces`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct NamespaceRow {
+pub(crate) struct NamespaceRow {
     /// Its name.
     pub name: String,
     /// Whether its services resolve on the laptop.

@@ -11,7 +11,7 @@ use tokio::{
 use super::{MAX_LINE, Reply, Request};
 
 /// A listening socket whose file is removed with it.
-pub struct Bound {
+pub(crate) struct Bound {
     listener: UnixListener,
     path: std::path::PathBuf,
 }
@@ -20,7 +20,7 @@ pub struct Bound {
 ///
 /// # Errors
 /// When another daemon listens there, or the folder cannot be written.
-pub fn bind(path: &Path) -> Result<Bound> {
+pub(crate) fn bind(path: &Path) -> Result<Bound> {
     let listener = match UnixListener::bind(path) {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
             if std::os::unix::net::UnixStream::connect(path).is_ok() {
@@ -37,7 +37,7 @@ pub fn bind(path: &Path) -> Result<Bound> {
 
 impl Bound {
     /// The next request. A client of another user, or one that sends something else, is dropped.
-    pub async fn next(&self) -> io::Result<(Request, Exchange)> {
+    pub(crate) async fn next(&self) -> io::Result<(Request, Exchange)> {
         loop {
             let (stream, _) = self.listener.accept().await?;
             if stream.peer_cred()?.uid() != rustix::process::geteuid().as_raw() {
@@ -74,20 +74,20 @@ impl Drop for Bound {
 }
 
 /// One request's answer channel.
-pub struct Exchange {
+pub(crate) struct Exchange {
     stream: UnixStream,
 }
 
 impl Exchange {
     /// Sends one line.
-    pub async fn send(&mut self, reply: &Reply) -> io::Result<()> {
+    pub(crate) async fn send(&mut self, reply: &Reply) -> io::Result<()> {
         let mut line = serde_json::to_vec(reply)?;
         line.push(b'\n');
         self.stream.write_all(&line).await
     }
 
     /// Resolves when the command line has gone, e.g. by Ctrl-C.
-    pub async fn closed(&mut self) {
+    pub(crate) async fn closed(&mut self) {
         let mut rest = [0; 64];
         while matches!(self.stream.read(&mut rest).await, Ok(n) if n > 0) {}
     }

@@ -14,7 +14,7 @@ use super::kubernetes;
 use crate::failure::{Failure, Kind};
 
 /// Finds the manager anew for every carrier, because its pod may have been replaced.
-pub struct ManagerRoad {
+pub(crate) struct ManagerRoad {
     client: kube::Client,
     namespace: String,
     server: String,
@@ -22,7 +22,7 @@ pub struct ManagerRoad {
 
 impl ManagerRoad {
     /// The manager in `namespace` of the cluster behind `client`.
-    pub fn new(client: kube::Client, namespace: String, server: String) -> Self {
+    pub(crate) fn new(client: kube::Client, namespace: String, server: String) -> Self {
         Self { client, namespace, server }
     }
 
@@ -30,12 +30,12 @@ impl ManagerRoad {
     ///
     /// # Errors
     /// When there is none that is ready.
-    pub async fn find(&self) -> Result<ManagerPod, Failure> {
+    pub(crate) async fn find(&self) -> Result<ManagerPod, Failure> {
         tpx_install::find_manager(&self.client, &self.namespace).await.map_err(|e| self.failure(e))
     }
 
     /// A connector to one pod.
-    pub fn to(&self, pod: &ManagerPod) -> PortForward {
+    pub(crate) fn to(&self, pod: &ManagerPod) -> PortForward {
         PortForward::new(self.client.clone(), &self.namespace, &pod.name, MANAGER_PORT)
     }
 
@@ -60,19 +60,19 @@ impl Connector for ManagerRoad {
 }
 
 /// Growing pauses between attempts: 100 ms, doubled up to 5 s.
-pub struct Backoff(Duration);
+pub(crate) struct Backoff(Duration);
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(100);
     const LONGEST: Duration = Duration::from_secs(5);
 
     /// Begins with the shortest pause.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Self::FIRST)
     }
 
     /// The next pause.
-    pub fn next(&mut self) -> Duration {
+    pub(crate) fn next(&mut self) -> Duration {
         let pause = self.0;
         self.0 = (pause * 2).min(Self::LONGEST);
         pause

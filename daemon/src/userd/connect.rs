@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// Connects. Dropping the future undoes everything.
-pub async fn connect(
+pub(crate) async fn connect(
     name: &str,
     params: ConnectParams,
     progress: mpsc::UnboundedSender<String>,

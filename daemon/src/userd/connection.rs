@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// What never changes while connected.
-pub struct Identity {
+pub(crate) struct Identity {
     /// The connection's name.
     pub name: String,
     /// kubeconfig's context.
@@ -53,7 +53,7 @@ pub struct Identity {
 }
 
 /// What carries flows; ends with the connection.
-pub struct Tasks {
+pub(crate) struct Tasks {
     flows: JoinHandle<()>,
     /// The device lives as long as any copy of its file.
     _device: OwnedFd,
@@ -61,7 +61,7 @@ pub struct Tasks {
 
 impl Tasks {
     /// Holds the task that carries flows, and the device that their routes hang on.
-    pub fn new(flows: JoinHandle<()>, device: OwnedFd) -> Self {
+    pub(crate) fn new(flows: JoinHandle<()>, device: OwnedFd) -> Self {
         Self { flows, _device: device }
     }
 }
@@ -73,7 +73,7 @@ impl Drop for Tasks {
 }
 
 /// A connection that is up. Dropping it ends everything; [`close`](Connection::close) does so in good order.
-pub struct Connection {
+pub(crate) struct Connection {
     identity: Identity,
     host: Arc<Mutex<RemoteHost>>,
     follower: JoinHandle<String>,
@@ -89,7 +89,7 @@ pub struct Connection {
 impl Connection {
     /// Puts the parts together and begins to follow the cluster's changes.
     #[expect(clippy::too_many_arguments, reason = "called once, by the steps that made the parts")]
-    pub fn new(
+    pub(crate) fn new(
         identity: Identity,
         host: RemoteHost,
         inputs: Inputs,
@@ -108,17 +108,17 @@ impl Connection {
     }
 
     /// The cluster's facts now.
-    pub fn facts(&self) -> Arc<Facts> {
+    pub(crate) fn facts(&self) -> Arc<Facts> {
         Arc::clone(&self.session.facts.borrow())
     }
 
     /// Resolves, with the reason, when the connection cannot go on. Cancel safe.
-    pub async fn lost(&mut self) -> String {
+    pub(crate) async fn lost(&mut self) -> String {
         (&mut self.follower).await.unwrap_or_else(|e| e.to_string())
     }
 
     /// Answers a request of the command line.
-    pub fn answer(&self, request: Request, mut exchange: Exchange) {
+    pub(crate) fn answer(&self, request: Request, mut exchange: Exchange) {
         let reply = match request {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::ListNamespaces => Reply::Namespaces(self.namespaces()),
@@ -137,7 +137,7 @@ impl Connection {
     }
 
     /// Ends everything; afterwards the host is as it was before.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         let Self { host, follower, lanes, session, names, tasks, .. } = self;
         follower.abort();
         // New connections first, then the ones that are carried, then the session.
@@ -151,7 +151,7 @@ impl Connection {
     }
 
     /// What `tpx status` shows.
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let facts = self.facts();
         let id = &self.identity;
         let subnet = |role: &'static str| {

@@ -14,7 +14,7 @@ use super::{lanes::Lanes, status::Flows};
 
 /// Counters of one connection's flows.
 #[derive(Default)]
-pub struct FlowCounters {
+pub(crate) struct FlowCounters {
     open: AtomicU64,
     opened: AtomicU64,
     refused: AtomicU64,
@@ -24,7 +24,7 @@ pub struct FlowCounters {
 
 impl FlowCounters {
     /// Their values now.
-    pub fn read(&self) -> Flows {
+    pub(crate) fn read(&self) -> Flows {
         Flows {
             open: self.open.load(Relaxed),
             opened: self.opened.load(Relaxed),
@@ -37,7 +37,7 @@ impl FlowCounters {
 
 /// What every flow needs.
 #[derive(Clone)]
-pub struct Carrying {
+pub(crate) struct Carrying {
     /// Where streams are opened.
     pub lanes: Lanes,
     /// The session's id, which changes when the manager had to be asked for another one.
@@ -47,7 +47,7 @@ pub struct Carrying {
 }
 
 /// Carries all flows of `source` until it ends. Dropping the future ends them all.
-pub async fn carry_all(mut source: impl FlowSource, carrying: Carrying) {
+pub(crate) async fn carry_all(mut source: impl FlowSource, carrying: Carrying) {
     let mut flows = JoinSet::new();
     loop {
         tokio::select! {

@@ -13,7 +13,7 @@ use crate::failure::{Failure, Kind, chain};
 const CONNECT: Duration = Duration::from_secs(8);
 
 /// A cluster that kubeconfig names.
-pub struct Cluster {
+pub(crate) struct Cluster {
     /// Talks to its API server.
     pub client: Client,
     /// The context's name.
@@ -31,7 +31,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the file, the context or its credentials cannot be used.
-    pub async fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Self, Failure> {
+    pub(crate) async fn load(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Self, Failure> {
         let file = match kubeconfig {
             Some(path) => Kubeconfig::read_from(path),
             None => Kubeconfig::read(),
@@ -67,7 +67,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the host's name does not resolve.
-    pub async fn addresses(&self) -> Result<Vec<IpAddr>, Failure> {
+    pub(crate) async fn addresses(&self) -> Result<Vec<IpAddr>, Failure> {
         let found = tokio::net::lookup_host((self.host.0.as_str(), self.host.1)).await.map_err(|e| {
             Failure::new(
                 Kind::Kubernetes,
@@ -80,7 +80,7 @@ impl Cluster {
 }
 
 /// What an error of the Kubernetes client means to its user.
-pub fn failure(error: &kube::Error, server: &str) -> Failure {
+pub(crate) fn failure(error: &kube::Error, server: &str) -> Failure {
     match error {
         kube::Error::Api(status) if status.code == 401 => Failure::new(
             Kind::Kubernetes,

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The lane of this connection. Ends with its last clone.
 #[derive(Clone)]
-pub struct Lanes {
+pub(crate) struct Lanes {
     current: watch::Receiver<Option<Lane>>,
     _keeper: Arc<Keeper>,
 }
@@ -29,19 +29,19 @@ impl Drop for Keeper {
 
 impl Lanes {
     /// Starts with an open lane and keeps replacing it by `connector`.
-    pub fn keep(first: Lane, connector: Arc<dyn Connector>) -> Self {
+    pub(crate) fn keep(first: Lane, connector: Arc<dyn Connector>) -> Self {
         let (sender, current) = watch::channel(Some(first));
         let task = tokio::spawn(keep(sender, connector));
         Self { current, _keeper: Arc::new(Keeper(task.abort_handle())) }
     }
 
     /// Whether a stream could be opened now.
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.current.borrow().is_some()
     }
 
     /// The lane, as soon as there is one; `None` when it takes too long.
-    pub async fn lane(&self) -> Option<Lane> {
+    pub(crate) async fn lane(&self) -> Option<Lane> {
         let mut current = self.current.clone();
         let up = current.wait_for(Option::is_some);
         tokio::time::timeout(PATIENCE, up).await.ok()?.ok()?.clone()

@@ -5,12 +5,12 @@ mod cluster;
 mod connect;
 mod connection;
 mod flows;
-pub mod kubernetes;
+pub(crate) mod kubernetes;
 mod lanes;
 mod names;
 mod probe;
 mod session;
-pub mod status;
+pub(crate) mod status;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -32,7 +32,7 @@ use crate::{
 const UNASKED: Duration = Duration::from_secs(30);
 
 /// Runs the user daemon called `name` until its connection ends.
-pub fn main(name: &str) -> Result<ExitCode, Failure> {
+pub(crate) fn main(name: &str) -> Result<ExitCode, Failure> {
     let run = || -> Result<()> {
         // Ctrl-C in the terminal of `tpx connect` is not meant for the daemon.
         let _ = rustix::process::setsid();

@@ -24,7 +24,7 @@ use super::{
 const PORT: u16 = 53;
 
 /// The user's part of the policy.
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// The namespace of single labels.
     pub namespace: String,
     /// `--mapped-namespaces`; empty: all.
@@ -32,7 +32,7 @@ pub struct Wanted {
 }
 
 /// A running name server. Ends when dropped.
-pub struct Serving {
+pub(crate) struct Serving {
     server: ServerHandle,
     policy: AbortHandle,
     name_servers: Vec<String>,
@@ -40,7 +40,7 @@ pub struct Serving {
 
 impl Serving {
     /// Answers on `sockets` in place of `name_servers`.
-    pub fn start(
+    pub(crate) fn start(
         sockets: Vec<DnsSockets>,
         name_servers: &[NameServer],
         wanted: Wanted,
@@ -65,7 +65,7 @@ impl Serving {
     }
 
     /// What `tpx status` shows.
-    pub fn status(&self, cluster_domain: &str) -> Dns {
+    pub(crate) fn status(&self, cluster_domain: &str) -> Dns {
         let counts = self.server.counts();
         Dns {
             name_servers: self.name_servers.clone(),

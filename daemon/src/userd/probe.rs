@@ -13,12 +13,12 @@ use tokio::net::{TcpStream, UdpSocket};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Connects to the manager's own address inside the cluster, through the datapath.
-pub async fn tcp(address: SocketAddr) -> io::Result<()> {
+pub(crate) async fn tcp(address: SocketAddr) -> io::Result<()> {
     tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await.map_err(|_| io::ErrorKind::TimedOut)?.map(drop)
 }
 
 /// Asks the configured name server for a name that only the cluster knows; any orderly answer will do.
-pub async fn dns(server: IpAddr, cluster_domain: &str) -> io::Result<()> {
+pub(crate) async fn dns(server: IpAddr, cluster_domain: &str) -> io::Result<()> {
     let any: IpAddr = if server.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect((server, 53)).await?;

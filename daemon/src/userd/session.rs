@@ -26,11 +26,11 @@ use crate::failure::chain;
 const REQUEST: Duration = Duration::from_secs(10);
 
 /// The control lane's client.
-pub type Manager = ManagerClient<Control>;
+pub(crate) type Manager = ManagerClient<Control>;
 
 /// Who arrives.
 #[derive(Clone)]
-pub struct Visitor {
+pub(crate) struct Visitor {
     /// user@host, for people.
     pub user: String,
     /// The namespace of single labels.
@@ -38,7 +38,7 @@ pub struct Visitor {
 }
 
 /// What the rest of the daemon sees of the session.
-pub struct Session {
+pub(crate) struct Session {
     /// Its id.
     pub id: watch::Receiver<String>,
     /// What the cluster looks like.
@@ -50,7 +50,7 @@ pub struct Session {
 
 impl Session {
     /// Keeps `open` alive, with new control lanes by `connector`.
-    pub fn keep(open: Open, visitor: Visitor, connector: Arc<dyn Connector>) -> Self {
+    pub(crate) fn keep(open: Open, visitor: Visitor, connector: Arc<dyn Connector>) -> Self {
         let (id, id_watch) = watch::channel(open.id.clone());
         let (facts, facts_watch) = watch::channel(Arc::clone(&open.facts));
         let (manager, manager_watch) = watch::channel(open.manager.clone());
@@ -73,7 +73,7 @@ impl Session {
     }
 
     /// Tells the manager that this was all; waits a second at most.
-    pub async fn depart(&self) {
+    pub(crate) async fn depart(&self) {
         self.keeper.abort();
         let mut manager = self.manager.borrow().clone();
         let request = proto::DepartRequest { session_id: self.id.borrow().clone() };
@@ -88,7 +88,7 @@ impl Drop for Session {
 }
 
 /// A session on one control lane.
-pub struct Open {
+pub(crate) struct Open {
     /// The control lane.
     pub manager: Manager,
     /// The session.
@@ -104,7 +104,7 @@ impl Open {
     ///
     /// # Errors
     /// When the manager does not answer or refuses.
-    pub async fn new(mut manager: Manager, known: Option<&str>, visitor: &Visitor) -> Result<Self, Status> {
+    pub(crate) async fn new(mut manager: Manager, known: Option<&str>, visitor: &Visitor) -> Result<Self, Status> {
         let id = match known {
             Some(id) => match within(manager.remain(proto::RemainRequest { session_id: id.into() })).await {
                 Ok(_) => Some(id.to_owned()),

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// The whole state of one connection.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// The connection's name.
     pub name: String,
     /// Whether streams can be opened now.
@@ -33,7 +33,7 @@ pub struct Status {
 /// Whether the tunnel carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub(crate) enum State {
     /// Yes.
     Connected,
     /// The carrier was lost and is being made again; new connections fail meanwhile.
@@ -42,7 +42,7 @@ pub enum State {
 
 /// The API server and who asks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Kubernetes {
+pub(crate) struct Kubernetes {
     /// kubeconfig's context.
     pub context: String,
     /// The API server's URL.
@@ -51,7 +51,7 @@ pub struct Kubernetes {
 
 /// The traffic manager.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Manager {
+pub(crate) struct Manager {
     /// Where it runs.
     pub namespace: String,
     /// Its version.
@@ -64,7 +64,7 @@ pub struct Manager {
 
 /// How connections enter the tunnel.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Datapath {
+pub(crate) struct Datapath {
     /// `ebpf`.
     pub road: String,
     /// What steers: the cluster subnets.
@@ -75,7 +75,7 @@ pub struct Datapath {
 
 /// One cluster subnet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Subnet {
+pub(crate) struct Subnet {
     /// Its range.
     pub cidr: IpNet,
     /// `services` or `pods`.
@@ -86,7 +86,7 @@ pub struct Subnet {
 
 /// The name server side.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Dns {
+pub(crate) struct Dns {
     /// The original name servers, whose port 53 is answered by tpx.
     pub name_servers: Vec<String>,
     /// The cluster's domain.
@@ -103,7 +103,7 @@ pub struct Dns {
 
 /// Counters of connections.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Flows {
+pub(crate) struct Flows {
     /// Carried now.
     pub open: u64,
     /// Carried so far, the open ones included.
@@ -118,7 +118,7 @@ pub struct Flows {
 
 /// The process that carries bytes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct UserDaemon {
+pub(crate) struct UserDaemon {
     /// Its version.
     pub version: String,
     /// Its process id.
@@ -131,7 +131,7 @@ pub struct UserDaemon {
 
 /// The process that does verbs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RootDaemon {
+pub(crate) struct RootDaemon {
     /// Its version.
     pub version: String,
     /// Its socket.
