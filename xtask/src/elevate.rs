@@ -1,6 +1,7 @@
 //! Root for the few things that need it: namespaces, and what runs in them. Everything is built as whoever asked.
 
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -23,9 +24,16 @@ const KEPT: [&str; 9] = [
 
 /// This program again, as root.
 pub(crate) fn this(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Command> {
-    let mut command = program(&std::env::current_exe()?);
+    let mut command = if rustix::process::geteuid().is_root() { own() } else { program(&std::env::current_exe()?) };
     command.args(arguments);
     Ok(command)
+}
+
+/// This very program, also when a build has put another one in its place.
+pub(crate) fn own() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("xtask");
+    command
 }
 
 /// A program as root.

@@ -29,7 +29,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Install what building and testing need: packages, the eBPF toolchain, the cluster's programs
-    Setup,
+    Setup {
+        /// Only what building tpx needs, not the lab
+        #[arg(long)]
+        build: bool,
+    },
     /// A real Kubernetes, a laptop and a rest of the world, in namespaces
     #[command(subcommand)]
     Lab(LabCommand),
@@ -119,7 +123,8 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<i32> {
     match command {
-        Command::Setup => setup::all()?,
+        Command::Setup { build: true } => setup::build()?,
+        Command::Setup { build: false } => setup::all()?,
         Command::Lab(command) => return run_lab(command),
         Command::Image(Name { name }) => {
             image::build()?;

@@ -18,7 +18,7 @@ mod supervise;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -28,7 +28,7 @@ pub(crate) use exec::As;
 
 use crate::run::{step, wait_for};
 use crate::sys::{self, Entry};
-use crate::{image, setup};
+use crate::{elevate, image, setup};
 
 /// Builds what a lab is made of, where it is missing.
 pub(crate) fn build(lab: &Lab) -> Result<()> {
@@ -118,7 +118,7 @@ pub(crate) fn refresh_images(lab: &Lab) -> Result<()> {
 /// Starts the first process of a part in its cgroups and namespaces.
 fn start(lab: &Lab, part: Part) -> Result<()> {
     let log = File::options().create(true).append(true).open(lab.log(part.as_str()))?;
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = elevate::own();
     command
         .args(["lab-init", part.as_str(), "--name", &lab.name])
         .stdin(Stdio::null())

@@ -24,6 +24,13 @@ pub(crate) fn all() -> Result<()> {
     cluster::programs()
 }
 
+/// What building tpx needs.
+pub(crate) fn build() -> Result<()> {
+    let _lock = lock()?;
+    debian::installed()?;
+    ebpf::toolchain()
+}
+
 /// What the lab needs.
 pub(crate) fn need_lab() -> Result<()> {
     let _lock = lock()?;
