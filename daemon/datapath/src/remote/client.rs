@@ -204,7 +204,10 @@ impl Host for RemoteHost {
         match self.ask(&Request::Apply(plan.clone())).await? {
             (Reply::Applied(layout), files) => Handover::from_fds(layout, files)
                 .map_err(|e| HostError::System { what: "tpx-rootd".into(), source: io::Error::other(e) }),
-            (Reply::Busy(session), _) => Err(HostError::Refused(ConnectError::Busy { session }.to_string())),
+            (Reply::Busy(session), _) => {
+                let busy = ConnectError::Busy { session };
+                Err(HostError::Refused(format!("{busy}; {}", busy.next_step())))
+            }
             (other, _) => Err(unexpected(other)),
         }
     }

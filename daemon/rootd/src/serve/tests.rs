@@ -256,7 +256,8 @@ async fn another_version_is_named() {
     });
     let e = RemoteHost::connect(&path).await.unwrap_err();
     assert!(matches!(&e, ConnectError::VersionMismatch { theirs: 9, .. }));
-    assert!(e.to_string().contains("install both from the same release"), "{e}");
+    assert_eq!(e.to_string(), format!("tpx-rootd 9.0.0 speaks protocol version 9 and tpx {VERSION}"));
+    assert!(e.next_step().contains("from the same release"));
     server.abort();
 }
 
