@@ -10,7 +10,7 @@ pub use self::{
 };
 
 /// Generated from `proto/manager.proto`.
-#[expect(missing_docs, clippy::all, reason = "generated code")]
+#[expect(missing_docs, clippy::allow_attributes_without_reason, reason = "generated code")]
 pub mod proto {
     tonic::include_proto!("tpx.manager.v1");
 }

@@ -107,8 +107,8 @@ mod tests {
 
     #[test]
     fn declared_ranges_are_taken_as_they_are() {
-        let mut seen = Seen::default();
-        seen.service_cidrs = Some([("kubernetes".into(), nets(&["10.96.0.0/12", "fd00:10:96::/112"]))].into());
+        let declared = [("kubernetes".into(), nets(&["10.96.0.0/12", "fd00:10:96::/112"]))].into();
+        let mut seen = Seen { service_cidrs: Some(declared), ..Seen::default() };
         seen.services.insert("default/kubernetes".into(), ips(&["10.96.0.1"]));
         seen.nodes.insert("n".into(), nets(&["10.244.0.0/24", "fd00:10:244::/64"]));
         seen.pods.insert("a/b".into(), ips(&["10.244.0.9", "fd00:10:244::9"]));
@@ -130,6 +130,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
         /// Every address that was seen is covered, and the facts are ones a laptop accepts.
         #[test]
         fn all_that_was_seen_is_covered(
