@@ -10,9 +10,10 @@ use std::{
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockAddr, Socket};
 use tokio::{
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     sync::{Notify, oneshot},
     time::Instant,
 };
@@ -24,10 +25,14 @@ use tpx_ebpf_abi::{Flow, v4_mapped};
 
 use super::packet::Syn;
 
+/// How long to wait for `accept()` before looking at the deadlines again.
+const CATCH_UP: Duration = Duration::from_millis(50);
+
 /// The gate and everything that its decisions touch.
 pub(super) struct Gate {
     inner: Mutex<Inner>,
     raws: [Socket; 2],
+    listeners: [Arc<TcpListener>; 2],
     /// The moment that the gate's times count from.
     start: Instant,
     /// Rings when a deadline has come that is earlier than the one waited for.
@@ -49,13 +54,19 @@ struct Released {
 }
 
 impl Gate {
-    pub(super) fn new(limits: Limits, raws: [OwnedFd; 2], held: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(
+        limits: Limits,
+        listeners: [Arc<TcpListener>; 2],
+        raws: [OwnedFd; 2],
+        held: OwnedFd,
+    ) -> io::Result<Self> {
         let map = MapData::from_fd(held).and_then(Map::from_map_data).map_err(io::Error::other)?;
         let held = map.try_into().map_err(|e: MapError| io::Error::other(e))?;
         let inner = Inner { machine: SynGate::new(limits), held, released: BTreeMap::new(), armed: None };
         Ok(Self {
             inner: Mutex::new(inner),
             raws: raws.map(Socket::from),
+            listeners,
             start: Instant::now(),
             earlier: Notify::new(),
         })
@@ -130,6 +141,12 @@ impl Gate {
     pub(super) fn expire(&self) -> Option<Instant> {
         let mut again = Vec::new();
         let mut inner = self.lock();
+        let now = self.now();
+        if inner.machine.poll_timeout().is_some_and(|at| at <= now) && self.is_behind() {
+            // Who waits to be accepted has not given up.
+            inner.armed = Some(now + CATCH_UP);
+            return Some(self.start + now + CATCH_UP);
+        }
         while let Some(expired) = inner.machine.poll_expired(self.now()) {
             match expired {
                 Expired::Resend(Attempt { key, .. }) => {
@@ -160,6 +177,12 @@ impl Gate {
     pub(super) fn numbers(&self) -> (Counters, usize, usize) {
         let inner = self.lock();
         (inner.machine.counters(), inner.machine.open(), inner.machine.remembered())
+    }
+
+    /// Whether connections are established that nobody has accepted yet: for want of time, or of files.
+    fn is_behind(&self) -> bool {
+        let mut waiting = self.listeners.each_ref().map(|l| PollFd::new(l, PollFlags::IN));
+        poll(&mut waiting, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     fn rearm(&self, inner: &Inner) {

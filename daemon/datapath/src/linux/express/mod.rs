@@ -73,12 +73,12 @@ impl ExpressLane {
         let ring = sys::watch(ring)?;
         // Every open attempt has room, so that none is turned away here.
         let (announce, knocks) = mpsc::channel(limits.open.max(1));
-        let gate = Arc::new(Gate::new(limits, parts.raws, parts.held)?);
+        let [v4, v6] = parts.listeners;
+        let listeners = [listener(v4)?, listener(v6)?];
+        let gate = Arc::new(Gate::new(limits, listeners.clone(), parts.raws, parts.held)?);
         let mut tasks = JoinSet::new();
-        for listener in parts.listeners {
-            let listener = Socket::from(listener);
-            listener.set_nonblocking(true)?;
-            tasks.spawn(accept(TcpListener::from_std(listener.into())?, Arc::clone(&gate)));
+        for listener in listeners {
+            tasks.spawn(accept(listener, Arc::clone(&gate)));
         }
         tasks.spawn(read(ring, Arc::clone(&gate), announce));
         Ok(Self { knocks, gate, _tasks: tasks })
@@ -211,8 +211,14 @@ fn drain(ring: &mut RingBuf<MapData>, gate: &Arc<Gate>, announce: &mpsc::Sender<
     BATCH
 }
 
+fn listener(file: OwnedFd) -> io::Result<Arc<TcpListener>> {
+    let listener = Socket::from(file);
+    listener.set_nonblocking(true)?;
+    Ok(Arc::new(TcpListener::from_std(listener.into())?))
+}
+
 /// Hands every connection to whoever released it.
-async fn accept(listener: TcpListener, gate: Arc<Gate>) {
+async fn accept(listener: Arc<TcpListener>, gate: Arc<Gate>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {

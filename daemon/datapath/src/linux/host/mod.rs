@@ -75,6 +75,7 @@ impl LinuxHost {
     }
 
     async fn install(&self, plan: &Plan) -> Result<Applied, HostError> {
+        probe::programs().map_err(|why| HostError::Unsupported(why.into()))?;
         let network = network::Network::open()?;
         // Whoever has the device has the slot: what else is there then was left behind.
         let device = Device::create(self.slot).await?;

@@ -6,8 +6,17 @@ use aya::{programs::ProgramType, sys::is_program_supported};
 
 use super::cgroup;
 
-/// Said when the build lacked the tools for kernel programs.
-pub(super) const NOT_BUILT_IN: &str = "the express lane is not built in; run `cargo xtask setup` and build again";
+/// The object file with the kernel programs; else why there is none.
+#[cfg(express_lane)]
+pub(super) fn programs() -> Result<&'static [u8], &'static str> {
+    Ok(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tpx-ebpf")))
+}
+
+/// The build lacked the tools for kernel programs.
+#[cfg(not(express_lane))]
+pub(super) fn programs() -> Result<&'static [u8], &'static str> {
+    Err("the express lane is not built in; run `cargo xtask setup` and build again")
+}
 
 /// Capability numbers of linux/capability.h.
 const CAP_NET_ADMIN: u32 = 12;
@@ -34,8 +43,8 @@ pub fn probe() -> Features {
 
 /// The first thing that is missing.
 fn reason(cgroup2: bool) -> Option<String> {
-    if !cfg!(express_lane) {
-        return Some(NOT_BUILT_IN.into());
+    if let Err(why) = programs() {
+        return Some(why.into());
     }
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     if let Some(missing) = missing_capability(&status) {
@@ -85,6 +94,12 @@ fn missing_capability(status: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_build_without_programs_says_so_before_anything_else() {
+        let says = reason(false).is_some_and(|why| why.contains("cargo xtask setup"));
+        assert_eq!(says, programs().is_err());
+    }
 
     #[test]
     fn capabilities() {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf,
+    Ebpf, EbpfLoader,
     maps::{HashMap, IterableMap as _, LpmTrie, Map, MapData, SockMap, lpm_trie::Key},
     programs::{CgroupAttachMode, CgroupSockAddr, SkLookup, SocketFilter, cgroup_sock_addr::CgroupSockAddrLink},
 };
@@ -200,22 +200,17 @@ fn scope_path(scope: &Scope) -> Result<PathBuf, HostError> {
     }
 }
 
-#[cfg(express_lane)]
+/// Loads the maps, and the programs as far as memory.
 fn object(slot: Slot, device: u32) -> Result<Ebpf, HostError> {
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
-    aya::EbpfLoader::new()
+    EbpfLoader::new()
         .override_global(maps::global::NETNS_COOKIE, &cookie, true)
         .override_global(maps::global::DEVICE, &device, true)
         .override_global(maps::global::SLOT, &slot.index(), true)
-        .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tpx-ebpf")))
+        .load(super::probe::programs().map_err(|why| HostError::Unsupported(why.into()))?)
         .map_err(|e| failed("load the kernel programs' maps", &e))
-}
-
-#[cfg(not(express_lane))]
-fn object(_: Slot, _: u32) -> Result<Ebpf, HostError> {
-    Err(HostError::Unsupported(super::probe::NOT_BUILT_IN.into()))
 }
 
 /// Starts reading what the programs log; release builds log nothing.
