@@ -63,7 +63,7 @@ impl Forwards {
 /// tpx's own processes, while it is connected.
 pub(crate) fn tpx(finder: &Finder) -> Result<Vec<Process>> {
     Ok(vec![
-        finder.one("tpx", |program, _| program == "tpx")?,
+        finder.one("tpx", |program, first| program == "tpx" && first == "userd")?,
         finder.one("tpx-rootd", |program, _| program == "tpx-rootd")?,
         finder.one("tpx-manager", |program, _| program == "tpx-manager")?,
     ])

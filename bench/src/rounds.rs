@@ -17,7 +17,7 @@ use crate::roads::{self, Ends, Forwards};
 #[derive(Clone, Copy)]
 pub(crate) struct Amount {
     pub(crate) rounds: usize,
-    /// One transfer, in seconds.
+    /// One transfer, and at most the round trips beside one, in seconds.
     pub(crate) transfer: f64,
     /// One burst of connects, in seconds.
     pub(crate) burst: f64,
@@ -186,7 +186,7 @@ impl Run<'_> {
             seen.values.extend([(Metric::Ping, ping.p50), (Metric::PingP99, ping.p99)]);
         }
         let counted = format!("--count={busy_pings}");
-        let words = ["ping", &ends.echo, &counted, "--beside", &ends.web];
+        let words = ["ping", &ends.echo, &counted, &transfer, "--beside", &ends.web];
         if let Some(ping) = self.try_on(road, Metric::BusyPing.title().0, |run| run.lab.load::<Ping>(part, &words)) {
             seen.values.extend([(Metric::BusyPing, ping.p50), (Metric::BusyPingP99, ping.p99)]);
         }

@@ -11,7 +11,7 @@ use tpx_bench::said::Bulk;
 
 const BUFFER: usize = 256 * 1024;
 /// One request's bytes: long enough that the pause between two does not count.
-const PIECE: u64 = 64 << 20;
+const PIECE: u64 = 32 << 20;
 /// One request's bytes while somebody else may say when it is enough.
 const SMALL_PIECE: u64 = 8 << 20;
 /// What warms the connection up, untimed.

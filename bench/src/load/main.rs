@@ -37,6 +37,9 @@ enum Command {
         /// How many are timed
         #[arg(long, default_value_t = 2000)]
         count: usize,
+        /// And at most for how long, in seconds
+        #[arg(long, default_value_t = 15.0)]
+        seconds: f64,
         /// Download from this web server at the same time
         #[arg(long, value_name = "ADDRESS")]
         beside: Option<SocketAddr>,
@@ -73,8 +76,10 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Down(BulkArgs { address, seconds }) => print(&bulk::down(address, seconds)?),
         Command::Up(BulkArgs { address, seconds }) => print(&bulk::up(address, seconds)?),
-        Command::Ping { address, count, beside: None } => print(&ping::run(address, count)?),
-        Command::Ping { address, count, beside: Some(web) } => print(&ping::run_beside(address, count, web)?),
+        Command::Ping { address, count, seconds, beside: None } => print(&ping::run(address, count, seconds)?),
+        Command::Ping { address, count, seconds, beside: Some(web) } => {
+            print(&ping::run_beside(address, count, seconds, web)?)
+        }
         Command::Connects { address, at_once, seconds, most } => {
             print(&connects::run(address, at_once, seconds, most)?)
         }

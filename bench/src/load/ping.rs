@@ -11,16 +11,14 @@ use tpx_bench::stats::quantile;
 
 const SIZE: usize = 64;
 /// Round trips that are not timed.
-const WARM: usize = 100;
-/// A road this slow has said enough.
-const LIMIT: Duration = Duration::from_secs(15);
+const WARM: usize = 20;
 
-/// `count` round trips.
-pub(super) fn run(address: SocketAddr, count: usize) -> Result<Ping> {
+/// `count` round trips, or as many as fit into `seconds`.
+pub(super) fn run(address: SocketAddr, count: usize, seconds: f64) -> Result<Ping> {
     let mut stream = super::connect(address)?;
     let (sent, mut got) = ([0x5a; SIZE], [0; SIZE]);
     let mut times = Vec::with_capacity(count);
-    let begin = Instant::now();
+    let (begin, limit) = (Instant::now(), Duration::from_secs_f64(seconds));
     for turn in 0..WARM + count {
         let start = Instant::now();
         stream.write_all(&sent)?;
@@ -28,7 +26,7 @@ pub(super) fn run(address: SocketAddr, count: usize) -> Result<Ping> {
         if turn >= WARM {
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }
-        if begin.elapsed() > LIMIT {
+        if begin.elapsed() > limit {
             break;
         }
     }
@@ -38,14 +36,14 @@ pub(super) fn run(address: SocketAddr, count: usize) -> Result<Ping> {
 }
 
 /// The same while another connection downloads.
-pub(super) fn run_beside(address: SocketAddr, count: usize, web: SocketAddr) -> Result<Ping> {
+pub(super) fn run_beside(address: SocketAddr, count: usize, seconds: f64, web: SocketAddr) -> Result<Ping> {
     let (begun, enough) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let bulk = scope.spawn(|| super::bulk::down_until(web, &begun, &enough));
         while !begun.load(Ordering::Acquire) && !bulk.is_finished() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let ping = run(address, count);
+        let ping = run(address, count, seconds);
         enough.store(true, Ordering::Release);
         let bulk: Bulk = bulk.join().map_err(|_| anyhow::anyhow!("the download panicked"))?.context("the download")?;
         Ok(Ping { beside: Some(bulk.rate()), ..ping? })
