@@ -20,7 +20,7 @@ pub(crate) const OWNER: u32 = 64_311;
 /// Somebody else.
 pub(crate) const STRANGER: u32 = 64_312;
 /// Longest that anything may take that should happen at once.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// Runs this program again in a network namespace of its own. Comes back only with what is missing.
 pub(crate) fn move_away(words: &[String]) -> anyhow::Error {

@@ -73,6 +73,9 @@ fn event_loop() -> Result<tokio::runtime::Runtime> {
 }
 
 fn user(uid: &str, socket: &Path, cgroup: &Path) -> Result<()> {
+    // Few, so that a burst finds it without files for a while.
+    let few = Some(1024);
+    setrlimit(Resource::Nofile, Rlimit { current: few, maximum: few })?;
     become_user(uid.parse()?)?;
     let runtime = event_loop()?;
     let result = runtime.block_on(serve(socket, cgroup));
