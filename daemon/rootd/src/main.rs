@@ -40,7 +40,7 @@ struct Serve {
     /// The user to serve, by number or name. Without it: who called sudo, else who runs this.
     #[arg(long, value_name = "UID|NAME", env = "TPX_OWNER")]
     owner: Option<String>,
-    /// Leaves when the first session has ended, or when none begins within 30 seconds.
+    /// Leaves when the last connection has ended, or when none comes within 30 seconds.
     #[arg(long)]
     exit_when_idle: bool,
 }

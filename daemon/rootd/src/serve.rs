@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{Notify, watch},
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -21,8 +21,10 @@ use tpx_datapath::{
 
 use crate::{session::converse, socket::Socket};
 
-/// How long `--exit-when-idle` waits for a session.
+/// How long `--exit-when-idle` waits for the first connection.
 const IDLE: Duration = Duration::from_secs(30);
+/// How long it waits for the next one when none is left: who started it looks first whether it listens.
+const ALONE: Duration = Duration::from_millis(300);
 /// How long a new connection waits for a session that is about to end.
 const GRACE: Duration = Duration::from_millis(500);
 /// Most connections at one time.
@@ -38,7 +40,6 @@ pub(crate) struct Service<H> {
     pub(crate) connections: AtomicU64,
     session: watch::Sender<Option<Claim>>,
     state: Mutex<State>,
-    ended: Notify,
 }
 
 #[derive(Default)]
@@ -62,7 +63,6 @@ impl<H> Service<H> {
             connections: AtomicU64::new(0),
             session: watch::Sender::new(None),
             state: Mutex::new(State { plan: None, unavailable }),
-            ended: Notify::new(),
         }
     }
 
@@ -103,7 +103,6 @@ impl<H> Service<H> {
     pub(crate) fn release(&self) {
         self.set_plan(None);
         self.session.send_replace(None);
-        self.ended.notify_one();
     }
 
     /// Takes a claim back that never became a session.
@@ -140,7 +139,7 @@ impl<H> Service<H> {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, or, `when_idle`, until the first session has ended or none began in time. The host is
+/// Serves until SIGTERM or SIGINT, or, `when_idle`, until the last connection has ended or none came in time. The host is
 /// then reverted.
 ///
 /// # Errors
@@ -162,6 +161,7 @@ where
             accepted = socket.listener.accept() => match accepted {
                 Ok((stream, _)) if conversations.len() < CONNECTIONS => {
                     conversations.spawn(converse(Arc::clone(&service), stream));
+                    idle.as_mut().reset(far());
                 }
                 Ok(_) => tracing::warn!("more than {CONNECTIONS} connections: turned one away"),
                 Err(e) => {
@@ -169,22 +169,25 @@ where
                     sleep(Duration::from_millis(100)).await;
                 }
             },
-            Some(_) = conversations.join_next() => {}
+            Some(_) = conversations.join_next() => if conversations.is_empty() {
+                idle.as_mut().reset(Instant::now() + ALONE);
+            },
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            () = service.ended.notified(), if when_idle => break,
             () = &mut idle, if when_idle => {
-                if service.session.borrow().is_none() {
-                    tracing::info!("nobody came");
-                    break;
-                }
-                idle.as_mut().reset(Instant::now() + IDLE);
+                tracing::info!("nobody needs this any more");
+                break;
             }
         }
     }
     drop(socket);
     conversations.shutdown().await;
     service.host.lock().await.revert().await.context("cannot undo everything")
+}
+
+/// A time that does not come.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(365 * 24 * 3600)
 }
 
 #[cfg(test)]

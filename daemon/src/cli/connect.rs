@@ -18,7 +18,7 @@ pub(crate) fn run(out: &Output, name: &str, args: ConnectArgs) -> Result<ExitCod
         return Err(already(simple::ask_status(&mut client).ok().as_ref()));
     }
     let progress = out.progress();
-    launch::rootd(&args.rootd_socket, &progress)?;
+    let _rootd = launch::rootd(&args.rootd_socket, &progress)?;
     let mut client = launch::userd(name)?;
     let params = ConnectParams {
         namespace: args.namespace,

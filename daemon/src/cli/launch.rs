@@ -20,13 +20,14 @@ use crate::{
 const START: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Makes sure that the privileged daemon listens; starts it, through sudo where this user is not root.
+/// Makes sure that the privileged daemon listens; starts it, through sudo where this user is not root. It stays at least
+/// as long as the connection that is returned.
 ///
 /// # Errors
 /// When it cannot be started.
-pub(crate) fn rootd(socket: &Path, progress: &Progress) -> Result<(), Failure> {
+pub(crate) fn rootd(socket: &Path, progress: &Progress) -> Result<UnixStream, Failure> {
     match UnixStream::connect(socket) {
-        Ok(_) => return Ok(()),
+        Ok(open) => return Ok(open),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
             return Err(Failure::new(
                 Kind::Host,
@@ -51,9 +52,7 @@ pub(crate) fn rootd(socket: &Path, progress: &Progress) -> Result<(), Failure> {
     let log = paths::log_file("rootd").map_err(|e| Failure::internal(e.to_string()))?;
     let mut child =
         spawn(&mut command, &log).map_err(|e| no_rootd(&format!("cannot run {}: {e}", binary.display())))?;
-    wait(&mut child, "the privileged daemon", &log, || UnixStream::connect(socket).ok())
-        .map_err(|e| no_rootd(&e))
-        .map(drop)
+    wait(&mut child, "the privileged daemon", &log, || UnixStream::connect(socket).ok()).map_err(|e| no_rootd(&e))
 }
 
 /// Asks for the password in the foreground, once, if one is needed.

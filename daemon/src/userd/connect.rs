@@ -113,6 +113,8 @@ pub(crate) async fn connect(
     let carrying = Carrying { lanes: lanes.clone(), session: session.id.clone(), counters: Arc::clone(&counters) };
     let tasks = Tasks::new(tokio::spawn(carry_all(express, carrying)), device);
 
+    // A name that `--mapped-namespaces` does not hide.
+    let asked_namespace = params.mapped_namespaces.first().unwrap_or(&namespace).clone();
     let identity = Identity {
         name: name.to_owned(),
         context: cluster.context,
@@ -128,7 +130,7 @@ pub(crate) async fn connect(
     };
     let connection = Connection::new(identity, host, inputs, lanes, session, names, maps, counters, tasks);
     step("Probing the way to the cluster".into());
-    match probe(&connection.facts(), &wanted.name_servers).await {
+    match probe(&connection.facts(), &asked_namespace, &wanted.name_servers).await {
         Ok(()) => Ok(connection),
         Err(failure) => {
             connection.close().await;
@@ -137,7 +139,7 @@ pub(crate) async fn connect(
     }
 }
 
-async fn probe(facts: &Facts, name_servers: &[std::net::IpAddr]) -> Result<(), Failure> {
+async fn probe(facts: &Facts, namespace: &str, name_servers: &[std::net::IpAddr]) -> Result<(), Failure> {
     let failed = |what: String| {
         Failure::new(Kind::Host, what, "nothing was left behind; see the log that `tpx connect` wrote, and try again")
     };
@@ -146,7 +148,7 @@ async fn probe(facts: &Facts, name_servers: &[std::net::IpAddr]) -> Result<(), F
         probe::tcp(address).await.map_err(|e| failed(format!("the datapath does not carry: {address}: {e}")))?;
     }
     if let Some(server) = name_servers.first() {
-        let asked = probe::dns(*server, &facts.cluster_domain).await;
+        let asked = probe::dns(*server, namespace, &facts.cluster_domain).await;
         asked.map_err(|e| failed(format!("names of the cluster do not resolve through {server}: {e}")))?;
     }
     Ok(())

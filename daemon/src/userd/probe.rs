@@ -17,12 +17,13 @@ pub(crate) async fn tcp(address: SocketAddr) -> io::Result<()> {
     tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await.map_err(|_| io::ErrorKind::TimedOut)?.map(drop)
 }
 
-/// Asks the configured name server for a name that only the cluster knows; any orderly answer will do.
-pub(crate) async fn dns(server: IpAddr, cluster_domain: &str) -> io::Result<()> {
+/// Asks the configured name server for a name that only the cluster knows, and which may be asked here: whether it exists
+/// or not, only the cluster's own server can say.
+pub(crate) async fn dns(server: IpAddr, namespace: &str, cluster_domain: &str) -> io::Result<()> {
     let any: IpAddr = if server.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
     let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect((server, 53)).await?;
-    let query = query(&format!("kubernetes.default.svc.{cluster_domain}"));
+    let query = query(&format!("{namespace}.svc.{cluster_domain}"));
     let exchange = async {
         // Twice, because a datagram may be lost while the programs are being attached.
         for _ in 0..2 {
@@ -49,11 +50,11 @@ fn query(name: &str) -> Vec<u8> {
     message
 }
 
-/// An answer to this very question, without error.
+/// An answer to this very question: NOERROR or NXDOMAIN.
 fn check(query: &[u8], answer: &[u8]) -> io::Result<()> {
     let fits = answer.len() >= 12 && answer[..2] == query[..2] && answer[2] & 0x80 != 0;
     match answer.get(3).map(|flags| flags & 0x0f) {
-        Some(0) if fits => Ok(()),
+        Some(0 | 3) if fits => Ok(()),
         Some(code) if fits => Err(io::Error::other(format!("the answer was an error, RCODE {code}"))),
         _ => Err(io::Error::other("the answer was no answer")),
     }
@@ -76,8 +77,8 @@ mod tests {
         assert!(check(&query, &answer).is_err(), "the question itself");
         answer[2] |= 0x80;
         assert!(check(&query, &answer).is_ok());
-        answer[3] = 3;
-        assert!(check(&query, &answer).unwrap_err().to_string().contains("RCODE 3"));
+        answer[3] = 2;
+        assert!(check(&query, &answer).unwrap_err().to_string().contains("RCODE 2"));
         assert!(check(&query, &answer[..8]).is_err());
     }
 }

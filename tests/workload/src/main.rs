@@ -1,5 +1,6 @@
 //! Every workload of the lab in one static program: a web page, an echo, a pause, and the rest of the world.
 
+mod dial;
 mod dns;
 mod echo;
 mod internet;
@@ -9,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: tpx-workload pause | web | echo | internet --dns IP:PORT --web IP --web6 IP --log FILE";
+const USAGE: &str = "usage: tpx-workload pause | web | echo | dial ADDRESS MILLISECONDS | internet --dns IP:PORT --web IP --web6 IP --log FILE";
 
 fn main() -> ExitCode {
     match start(std::env::args().skip(1).collect()) {
@@ -29,6 +30,7 @@ fn start(arguments: Vec<String>) -> Result<()> {
             "pause" => std::future::pending().await,
             "web" => web::serve(([0u16; 8], 8080).into(), "Emoji Vote").await,
             "echo" => echo::serve_all().await,
+            "dial" => dial::dial(options),
             "internet" => internet::serve(&internet::Options::parse(options)?).await,
             _ => bail!(USAGE),
         }

@@ -8,7 +8,9 @@ use anyhow::{Context, Result};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 
 use super::cgroup;
-use super::config::{API_PORT, Lab, NODE, NODE_IP, NODE_IP6, POD_CIDRS, SERVICE_CIDR, SERVICE_CIDR6};
+use super::config::{
+    API_PORT, Lab, NODE, NODE_IP, NODE_IP6, NODE_POD_CIDR, NODE_POD_CIDR6, POD_CIDRS, SERVICE_CIDR, SERVICE_CIDR6,
+};
 use super::mounts;
 use super::supervise::{self, After, Daemon};
 use crate::paths;
@@ -86,7 +88,8 @@ fn pretend_sysctls() -> Result<()> {
     Ok(())
 }
 
-/// A bridge without ports stands for the node's interface. There is no default route: nothing can leave.
+/// A bridge without ports stands for the node's interface. There is no default route: nothing can leave. Pods have routes
+/// of their own; the rest of their subnet is unreachable, as network plugins set it.
 fn network() -> Result<()> {
     for (name, value) in [
         ("ipv4/ip_forward", "1"),
@@ -106,6 +109,8 @@ addr add {NODE_IP6}/64 dev node0 nodad
 link set node0 up
 route add {SERVICE_CIDR} dev node0 src {NODE_IP}
 route add {SERVICE_CIDR6} dev node0 src {NODE_IP6}
+route add unreachable {NODE_POD_CIDR}
+route add unreachable {NODE_POD_CIDR6}
 "
         ),
     )?;

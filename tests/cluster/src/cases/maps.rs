@@ -22,7 +22,8 @@ fn bytes(value: &Value) -> Vec<u8> {
 fn bpftool(map: &str) -> Result<Vec<Value>> {
     let text = sh(&format!("bpftool -j map dump name {map}"))?.success()?;
     let value: Value = serde_json::from_str(&text).with_context(|| format!("bpftool said {text}"))?;
-    Ok(value.as_array().cloned().unwrap_or_default())
+    // Maps without type information come as an object with `elements`.
+    Ok(value.get("elements").unwrap_or(&value).as_array().cloned().unwrap_or_default())
 }
 
 fn agrees() -> Result<()> {

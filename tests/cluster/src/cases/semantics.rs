@@ -20,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
     ("semantics::a_closed_port_is_refused", refused),
     ("semantics::a_service_without_pods_is_refused", nobody),
     ("semantics::an_address_without_pod_is_unreachable", unreachable),
+    ("semantics::connect_says_what_it_says_inside_a_pod", as_inside),
     ("semantics::a_silent_port_times_out", silent),
     ("semantics::a_slow_dial_succeeds_when_it_does", slow),
     ("semantics::nobody_sees_accept_then_reset", never_accepted),
@@ -78,12 +79,38 @@ fn vacant(pod: IpAddr) -> Result<IpAddr> {
 fn unreachable() -> Result<()> {
     laptop::connect()?;
     let pod = cluster::pod("default", "app=echo")?;
-    for ip in [vacant(pod.v4)?, vacant(pod.v6)?] {
-        // The node asks three times for the neighbour, a second each.
-        let saw = laptop::probe(at(ip, 80), &["--patience", "20000"])?;
-        ensure!(is(&saw, Errno::HOSTUNREACH) && saw.milliseconds < 10_000, "{ip}: {saw:?}");
+    let saw = laptop::probe(at(vacant(pod.v4)?, 80), &["--patience", "20000"])?;
+    ensure!(is(&saw, Errno::HOSTUNREACH) && saw.milliseconds < 10_000, "{saw:?}");
+    Ok(())
+}
+
+/// The same call inside a pod is the judge: whatever it says there, it must say here.
+fn as_inside() -> Result<()> {
+    laptop::connect()?;
+    let (pod, service) = (cluster::pod("default", "app=echo")?, cluster::service("default", "echo")?);
+    let nobody = cluster::service("default", "nobody")?;
+    let mut addresses = Vec::new();
+    for ip in [pod.v4, pod.v6, service.v4, service.v6] {
+        addresses.extend([at(ip, 7), at(ip, 1007), at(ip, 1008), at(ip, 1009)]);
+    }
+    // Ports that no service has, an address of the services' subnet that no service has, a pod that is not there.
+    addresses.extend([at(service.v4, 4), at(service.v6, 4), at(nobody.v4, 80), at(nobody.v6, 80)]);
+    addresses.extend([at(vacant(service.v4)?, 80), at(vacant(pod.v4)?, 80), at(vacant(pod.v6)?, 80)]);
+    for address in addresses {
+        let inside = inside(address)?;
+        let here = laptop::probe(address, &["--patience", "3000"])?;
+        ensure!((here.connected, here.errno) == inside, "{address}: here {here:?}, inside {inside:?}");
     }
     Ok(())
+}
+
+/// What connect() says in a pod. A time-out of the caller's own counts as the kernel's.
+fn inside(address: SocketAddr) -> Result<(bool, Option<i32>)> {
+    let line = format!("kubectl -n emojivoto exec deploy/web -- /tpx-workload dial {address} 3000");
+    let said: serde_json::Value = serde_json::from_str(&sh(&line)?.success()?)?;
+    let connected = said["connected"].as_bool().context("no answer")?;
+    let errno = said["errno"].as_i64().and_then(|n| i32::try_from(n).ok());
+    Ok((connected, errno.or_else(|| (!connected).then_some(Errno::TIMEDOUT.raw_os_error()))))
 }
 
 fn silent() -> Result<()> {
