@@ -59,7 +59,7 @@ impl Cluster {
         let road = config.proxy_url.as_ref().unwrap_or(&config.cluster_url);
         let port = road.port_u16().unwrap_or(if road.scheme_str() == Some("http") { 80 } else { 443 });
         let host = (road.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(), port);
-        let client = Client::try_from(config).map_err(|e| failure(&e, &server))?;
+        let client = tpx_link::portforward::client(config).map_err(|e| failure(&e, &server))?;
         Ok(Self { client, context, server, namespace, host })
     }
 

@@ -227,6 +227,9 @@ pub async fn uninstall(
         let name = item.object.metadata.name.clone().unwrap_or_default();
         let api = api(client, &item);
         let Some(existing) = api.get_opt(&name).await.map_err(|error| refusal(error, &title))? else { continue };
+        if existing.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
         let ours = existing.metadata.labels.as_ref().and_then(|labels| labels.get("app.kubernetes.io/managed-by"));
         if ours.is_none_or(|value| value != MANAGED_BY) {
             kept.push(title);

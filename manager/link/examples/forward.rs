@@ -36,7 +36,10 @@ async fn main() -> Result {
 }
 
 async fn forward(namespace: &str, pod: &str, ports: &[&str]) -> Result {
-    let client = kube::Client::try_default().await?;
+    let config = kube::Config::infer().await?;
+    // For comparison.
+    let plain = std::env::var_os("PLAIN").is_some();
+    let client = if plain { kube::Client::try_from(config)? } else { tpx_link::portforward::client(config)? };
     let road = PortForward::new(client, namespace, pod, tpx_api::MANAGER_PORT);
     let start = Instant::now();
     let mut manager = ManagerClient::new(control(road.connect().await?, &Settings::default()).await?);

@@ -5,6 +5,7 @@
 //! port-forwarder is not used: it sends one message per 4 KiB and one loop serves both directions.
 
 mod channels;
+mod client;
 mod frame;
 mod websocket;
 
@@ -12,6 +13,7 @@ use async_trait::async_trait;
 use http::Request;
 use kube::Client;
 
+pub use self::client::client;
 use self::websocket::WebSocket;
 use crate::carrier::{Carrier, CarrierError, Connector};
 
@@ -25,6 +27,7 @@ pub struct PortForward {
 }
 
 impl PortForward {
+    /// `client` had better be one of [`client`](fn@client).
     /// `namespace` and `pod` are used as they are in a URL path: they must be Kubernetes names.
     #[must_use]
     pub fn new(client: Client, namespace: impl Into<String>, pod: impl Into<String>, port: u16) -> Self {

@@ -96,7 +96,8 @@ impl Lane {
             let reason = tokio::select! {
                 biased;
                 result = connection => match result {
-                    Ok(()) => LaneClosed::Done,
+                    Ok(()) if close_rx.is_closed() => LaneClosed::Done,
+                    Ok(()) => LaneClosed::Broken("the other end closed it".to_owned()),
                     Err(error) => LaneClosed::Broken(describe(&error)),
                 },
                 silence = heartbeat => LaneClosed::Silent(silence),
