@@ -14,16 +14,18 @@ use libtest_mimic::{Arguments, Trial};
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--role", "inside", ..] => test(&words[2..], lab::prepare().err()),
+        ["--role", "inside", ..] => test(&words[2..], || lab::prepare().err()),
         ["--role", ..] => roles::play(&words[1..]),
-        _ if words.iter().any(|w| w == "--list") => test(&words, None),
-        _ => test(&words, Some(lab::move_away(&words))),
+        _ if words.iter().any(|w| w == "--list") => test(&words, || None),
+        _ => test(&words, || Some(lab::move_away(&words))),
     }
 }
 
-fn test(words: &[String], missing: Option<anyhow::Error>) -> ExitCode {
+/// `prepare` says what is missing; it runs when the words have been understood.
+fn test(words: &[String], prepare: impl FnOnce() -> Option<anyhow::Error>) -> ExitCode {
     let mut arguments = Arguments::from_iter(["express"].into_iter().chain(words.iter().map(String::as_str)));
     arguments.test_threads = Some(1);
+    let missing = prepare();
     let required = std::env::var("TPX_REQUIRE_TIER").is_ok_and(|tier| tier.parse::<u8>().is_ok_and(|t| t >= 2));
     if let Some(why) = missing.as_ref().filter(|_| required) {
         eprintln!("tier 2 is required, but {why:#}");
