@@ -34,13 +34,12 @@ pub(crate) struct Conditions {
 impl Conditions {
     pub(crate) fn now(lab: &Lab, rounds: usize, quick: bool) -> Conditions {
         let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
-        let first = |words: &[&str], part| {
-            lab.run(part, words)
-                .map_or_else(|_| UNKNOWN.into(), |said| said.lines().next().unwrap_or_default().to_owned())
+        let json = |words: &[&str]| -> Value {
+            serde_json::from_str(&lab.run(Part::Laptop, words).unwrap_or_default()).unwrap_or_default()
         };
-        let versions = lab.run(Part::Laptop, &["kubectl", "version", "--output=json"]).unwrap_or_default();
-        let versions: Value = serde_json::from_str(&versions).unwrap_or_default();
-        let version = |side: &str| versions[side]["gitVersion"].as_str().unwrap_or(UNKNOWN).to_owned();
+        let word = |value: &Value| value.as_str().unwrap_or(UNKNOWN).to_owned();
+        let versions = json(&["kubectl", "version", "--output=json"]);
+        let containerd = lab.run(Part::Node, &["containerd", "--version"]).unwrap_or_default();
         Conditions {
             date: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_else(|_| UNKNOWN.into()),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
@@ -51,10 +50,10 @@ impl Conditions {
             rounds,
             quick,
             commit: commit(),
-            tpx: first(&["tpx", "version"], Part::Laptop),
-            kubectl: version("clientVersion"),
-            kubernetes: version("serverVersion"),
-            containerd: first(&["containerd", "--version"], Part::Node),
+            tpx: word(&json(&["tpx", "version", "--format=json"])["client"]),
+            kubectl: word(&versions["clientVersion"]["gitVersion"]),
+            kubernetes: word(&versions["serverVersion"]["gitVersion"]),
+            containerd: containerd.split_whitespace().nth(2).unwrap_or(UNKNOWN).to_owned(),
         }
     }
 

@@ -12,6 +12,7 @@ mod rounds;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -55,7 +56,17 @@ enum Format {
     Json,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let cli = Cli::parse();
     ensure!(rustix::process::geteuid().is_root(), "this needs root: it reads what other users' processes hold");
     let interrupted = Arc::new(AtomicBool::new(false));

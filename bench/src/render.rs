@@ -28,7 +28,7 @@ pub(crate) fn markdown(report: &Report) -> String {
     let load = |load: Option<f64>| load.map_or_else(|| "?".into(), |load| format!("{load:.1}"));
     writeln!(
         text,
-        "{}; {} rounds{}; {}, {} cores, Linux {}; load {} before and {} after; commit {}; {}; kubectl {}; Kubernetes {}; {}.\n",
+        "{}; {} rounds{}; {}, {} cores, Linux {}; load {} before and {} after; tpx {} at commit {}; kubectl {}; Kubernetes {}; containerd {}.\n",
         conditions.date,
         conditions.rounds,
         if conditions.quick { " (quick)" } else { "" },
@@ -37,8 +37,8 @@ pub(crate) fn markdown(report: &Report) -> String {
         conditions.kernel,
         load(conditions.load_before),
         load(conditions.load_after),
-        conditions.commit,
         conditions.tpx,
+        conditions.commit,
         conditions.kubectl,
         conditions.kubernetes,
         conditions.containerd,

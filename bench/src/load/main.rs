@@ -8,6 +8,7 @@ mod connects;
 mod ping;
 
 use std::net::{SocketAddr, TcpStream};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -72,7 +73,17 @@ struct BulkArgs {
     seconds: f64,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Down(BulkArgs { address, seconds }) => print(&bulk::down(address, seconds)?),
         Command::Up(BulkArgs { address, seconds }) => print(&bulk::up(address, seconds)?),
