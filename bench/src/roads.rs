@@ -1,6 +1,7 @@
 //! The three roads: how each is opened, where a client finds it, and which processes it is made of.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -68,6 +69,22 @@ pub(crate) fn tpx(finder: &Finder) -> Result<Vec<Process>> {
         finder.one("tpx-manager", |program, _| program == "tpx-manager")?,
     ])
 }
+
+/// Waits until none of tpx's processes on the laptop is left: the privileged daemon stays a while for whoever comes next.
+pub(crate) fn no_daemons(finder: &Finder) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let left = finder.all("", |program, _| matches!(program, "tpx" | "tpx-rootd"))?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(begin.elapsed() < GONE, "{} processes of tpx do not end", left.len());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Longer than the privileged daemon waits.
+const GONE: Duration = Duration::from_secs(15);
 
 /// What every port-forward goes through.
 pub(crate) fn cluster(finder: &Finder) -> Result<Vec<Process>> {

@@ -98,6 +98,9 @@ impl Run<'_> {
                 Road::Direct => continue,
             };
             let cold = self.try_on(road, "from nothing to the first byte", |run| {
+                if road == Road::Tpx {
+                    roads::no_daemons(&run.finder)?;
+                }
                 run.lab.load::<Cold>(Part::Laptop, &["cold", name])
             });
             if let Some(cold) = cold {
