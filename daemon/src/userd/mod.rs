@@ -58,7 +58,16 @@ async fn serve(name: &str) -> Result<()> {
     let bound = ipc::bind(&paths::socket(name)?)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let Some(mut connection) = until_connected(&bound, name).await? else { return Ok(()) };
+    let mut connection = match until_connected(&bound, name).await? {
+        Outcome::Connected(connection) => *connection,
+        Outcome::Failed(mut exchange, failure) => {
+            tracing::error!("{failure}");
+            drop(bound);
+            let _ = exchange.send(&Reply::Failed(failure)).await;
+            return Ok(());
+        }
+        Outcome::Nothing => return Ok(()),
+    };
     let ended = loop {
         tokio::select! {
             request = bound.next() => {
@@ -85,19 +94,28 @@ async fn serve(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Answers requests until one has led to a connection. `None`: the attempt failed and was reported, or nobody asked.
-async fn until_connected(bound: &Bound, name: &str) -> Result<Option<Connection>> {
+/// What became of the one request to connect.
+enum Outcome {
+    Connected(Box<Connection>),
+    /// To be told to who asked, once nothing is left that a next attempt would find.
+    Failed(Exchange, Failure),
+    /// Nobody asked, or who asked has left.
+    Nothing,
+}
+
+/// Answers requests until one has asked to connect, and connects.
+async fn until_connected(bound: &Bound, name: &str) -> Result<Outcome> {
     loop {
         let Ok(next) = tokio::time::timeout(UNASKED, bound.next()).await else {
             tracing::info!("nobody asked to connect");
-            return Ok(None);
+            return Ok(Outcome::Nothing);
         };
         let (request, mut exchange) = next.context("accept on the socket")?;
         match request {
             Request::Connect(params) => return Ok(connect_for(bound, name, params, exchange).await),
             Request::Quit => {
                 let _ = exchange.send(&Reply::Done).await;
-                return Ok(None);
+                return Ok(Outcome::Nothing);
             }
             _ => not_yet(exchange, "not connected").await,
         }
@@ -106,7 +124,7 @@ async fn until_connected(bound: &Bound, name: &str) -> Result<Option<Connection>
 
 /// One attempt to connect, as `exchange` asked. Whoever else asks meanwhile is told so; when the asker leaves, the
 /// attempt ends with it.
-async fn connect_for(bound: &Bound, name: &str, params: ConnectParams, mut exchange: Exchange) -> Option<Connection> {
+async fn connect_for(bound: &Bound, name: &str, params: ConnectParams, mut exchange: Exchange) -> Outcome {
     let (progress, mut steps) = mpsc::unbounded_channel();
     let mut attempt = std::pin::pin!(connect::connect(name, params, progress));
     let result = loop {
@@ -114,12 +132,12 @@ async fn connect_for(bound: &Bound, name: &str, params: ConnectParams, mut excha
             result = &mut attempt => break result,
             Some(step) = steps.recv() => {
                 if exchange.send(&Reply::Progress(step)).await.is_err() {
-                    return None;
+                    return Outcome::Nothing;
                 }
             }
             () = exchange.closed() => {
                 tracing::info!("the command line left while connecting");
-                return None;
+                return Outcome::Nothing;
             }
             Ok((_, other)) = bound.next() => not_yet(other, "still connecting").await,
         }
@@ -129,15 +147,11 @@ async fn connect_for(bound: &Bound, name: &str, params: ConnectParams, mut excha
             let status = Box::new(connection.status());
             if exchange.send(&Reply::Status(status)).await.is_err() {
                 connection.close().await;
-                return None;
+                return Outcome::Nothing;
             }
-            Some(connection)
+            Outcome::Connected(Box::new(connection))
         }
-        Err(failure) => {
-            tracing::error!("{failure}");
-            let _ = exchange.send(&Reply::Failed(failure)).await;
-            None
-        }
+        Err(failure) => Outcome::Failed(exchange, failure),
     }
 }
 

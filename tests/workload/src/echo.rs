@@ -15,7 +15,7 @@ const SLOW: u16 = 1007;
 const BLACK_HOLE: u16 = 1008;
 /// Ends its own direction at once and goes on reading.
 const HALF: u16 = 1010;
-/// Resets every connection.
+/// Resets a connection at its first byte.
 const RESET: u16 = 1011;
 
 const BUFFER: usize = 128 * 1024;
@@ -92,8 +92,10 @@ async fn half(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends the connection the hard way.
-async fn reset(stream: TcpStream) -> io::Result<()> {
+/// Ends the connection the hard way, once the other side has said something: a reset right after the handshake may
+/// arrive before connect() has returned.
+async fn reset(mut stream: TcpStream) -> io::Result<()> {
+    stream.read_exact(&mut [0]).await?;
     stream.set_zero_linger()
 }
 

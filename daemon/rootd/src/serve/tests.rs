@@ -188,12 +188,16 @@ async fn the_end_of_rootd_is_noticed() {
 }
 
 #[tokio::test]
-async fn leaves_when_the_session_has_ended() {
+async fn leaves_when_nobody_is_left() {
     let rootd = Running::start(me(), true);
     drop(look(&rootd.path()).await.unwrap());
     let mut host = connect(&rootd.path()).await;
     host.apply(&plan(1)).await.unwrap();
     host.revert().await.unwrap();
+    // Who has the connection may apply another plan.
+    tokio::time::sleep(super::ALONE * 2).await;
+    host.apply(&plan(2)).await.unwrap();
+    drop(host);
     timeout(Duration::from_secs(2), rootd.task).await.unwrap().unwrap().unwrap();
     assert_eq!(rootd.notes.read().last(), Some(&Note::Reverted));
     assert!(!rootd.directory.path().join("s").exists());

@@ -22,8 +22,16 @@ fn bytes(value: &Value) -> Vec<u8> {
 fn bpftool(map: &str) -> Result<Vec<Value>> {
     let text = sh(&format!("bpftool -j map dump name {map}"))?.success()?;
     let value: Value = serde_json::from_str(&text).with_context(|| format!("bpftool said {text}"))?;
-    // Maps without type information come as an object with `elements`.
-    Ok(value.get("elements").unwrap_or(&value).as_array().cloned().unwrap_or_default())
+    // One map with this name is a list of entries; where others have the same name, or there is no type information, each
+    // map is an object with `elements`.
+    let maps = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+    Ok(maps
+        .into_iter()
+        .flat_map(|item| match item.get("elements") {
+            Some(elements) => elements.as_array().cloned().unwrap_or_default(),
+            None => vec![item],
+        })
+        .collect())
 }
 
 fn agrees() -> Result<()> {
