@@ -81,7 +81,7 @@ fn cluster(lab: &Lab, count: &mut Count) -> Result<()> {
     };
     visibly(&mut exec(&["tpx", "manager", "install"])?)?;
     let mut tests = exec(&["tpx-cluster-tests"])?;
-    tests.env("TPX_REQUIRE_TIER", "3").env("TPX_QUERY_LOG", lab.query_log());
+    tests.env("TPX_REQUIRE_TIER", "3");
     tests.env("TPX_GO_DIAL", "tpx-go-dial").env("TPX_OTHER_MANAGER", image::OTHER_MANAGER);
     count.tests(&mut tests)
 }

@@ -40,6 +40,9 @@ pub(crate) const USERS: [(&str, u32); 2] = [("dev", 1000), ("mallory", 1001)];
 /// Where the laptop finds what belongs to the lab: kubeconfigs, programs.
 pub(crate) const RUN_LAB: &str = "/run/lab";
 
+/// Where the laptop finds what *internet* was asked, for tests that run there.
+pub(crate) const QUERY_LOG: &str = "/run/lab/queries.log";
+
 /// One lab: its name decides its state folder and its cgroups.
 #[derive(Clone)]
 pub(crate) struct Lab {

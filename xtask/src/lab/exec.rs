@@ -5,7 +5,7 @@ use std::fs;
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 
 use anyhow::{Context, Result};
@@ -13,7 +13,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::thread::ThreadNameSpaceType as Ns;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
-use super::config::{Lab, Part, RUN_LAB, USERS};
+use super::config::{Lab, Part, QUERY_LOG, RUN_LAB, USERS};
 use super::{cgroup, node, state};
 use crate::paths;
 use crate::sys::{self, Entry};
@@ -54,13 +54,14 @@ pub(crate) fn command(lab: &Lab, part: Part, who: &As, program: &[OsString]) -> 
     let mut cwd = String::from("/");
     match part {
         Part::Laptop => {
+            show(pid, &lab.query_log(), QUERY_LOG)?;
             let programs = show_programs(pid, who.profile.as_deref())?;
             let home = user.map_or_else(|| format!("{RUN_LAB}/root"), |_| format!("/home/{name}"));
             command.env(
                 "PATH",
                 format!("{programs}:{RUN_LAB}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
             );
-            command.env("KUBECONFIG", format!("{RUN_LAB}/kubeconfig"));
+            command.env("KUBECONFIG", format!("{RUN_LAB}/kubeconfig")).env("TPX_QUERY_LOG", QUERY_LOG);
             command
                 .env("HOME", &home)
                 .env("XDG_RUNTIME_DIR", user.map_or_else(|| "/run".into(), |id| format!("/run/user/{id}")));
@@ -132,13 +133,23 @@ fn show_programs(laptop: u32, wanted: Option<&str>) -> Result<String> {
     let source = paths::target().join(profile);
     let Ok(about) = fs::metadata(&source) else { return Ok(format!("{RUN_LAB}/bin")) };
     let target = format!("{RUN_LAB}/{profile}-{}", about.ino());
-    let inside = format!("/proc/{laptop}/root{target}");
-    fs::create_dir_all(&inside)?;
-    if fs::metadata(&inside)?.ino() != about.ino() {
-        carry_in(laptop, &source, &target)
-            .with_context(|| format!("cannot show {} in the laptop", source.display()))?;
-    }
+    show(laptop, &source, &target)?;
     Ok(target)
+}
+
+/// Makes a file or folder visible in the laptop, unless it is.
+fn show(laptop: u32, source: &Path, target: &str) -> Result<()> {
+    let inside = PathBuf::from(format!("/proc/{laptop}/root{target}"));
+    let about = fs::metadata(source)?;
+    if about.is_dir() {
+        fs::create_dir_all(&inside)?;
+    } else if !inside.exists() {
+        fs::write(&inside, "")?;
+    }
+    if fs::metadata(&inside)?.ino() == about.ino() {
+        return Ok(());
+    }
+    carry_in(laptop, source, target).with_context(|| format!("cannot show {} in the laptop", source.display()))
 }
 
 /// Takes a detached copy of a mount here and attaches it inside.
