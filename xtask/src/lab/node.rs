@@ -88,9 +88,8 @@ fn pretend_sysctls() -> Result<()> {
     Ok(())
 }
 
-/// A bridge without ports stands for the node's interface. There is no default route: nothing can leave. An address of the pods' range that
-/// no pod has is a host that cannot be reached, as behind a bridge. Pods have routes
-/// of their own; the rest of their subnet is unreachable, as network plugins set it.
+/// A bridge without ports stands for the node's interface. There is no default route: nothing can leave. Pods have routes of their own; the
+/// rest of their subnet is unreachable, as network plugins set it.
 fn network() -> Result<()> {
     for (name, value) in [
         ("ipv4/ip_forward", "1"),
@@ -110,8 +109,6 @@ addr add {NODE_IP6}/64 dev node0 nodad
 link set node0 up
 route add {SERVICE_CIDR} dev node0 src {NODE_IP}
 route add {SERVICE_CIDR6} dev node0 src {NODE_IP6}
-route add unreachable {NODE_POD_CIDR}
-route add unreachable {NODE_POD_CIDR6}
 route add unreachable {NODE_POD_CIDR}
 route add unreachable {NODE_POD_CIDR6}
 "
