@@ -196,7 +196,7 @@ async fn leaves_when_nobody_is_left() {
     host.revert().await.unwrap();
     // Who has the connection may apply another plan.
     tokio::time::sleep(super::ALONE * 2).await;
-    host.apply(&plan(2)).await.unwrap();
+    host.apply(&plan(1)).await.unwrap();
     drop(host);
     timeout(Duration::from_secs(2), rootd.task).await.unwrap().unwrap().unwrap();
     assert_eq!(rootd.notes.read().last(), Some(&Note::Reverted));

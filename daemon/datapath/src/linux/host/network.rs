@@ -1,6 +1,10 @@
 //! Addresses, policy rules and routes, by netlink (rtnetlink(7)).
 
-use std::net::IpAddr;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
@@ -16,6 +20,10 @@ use tpx_ebpf_abi::{mark, slot::Slot};
 
 use super::{device::Device, failed, system};
 use crate::HostError;
+
+/// How long a new IPv6 address may take to become usable; usually under a millisecond.
+const LOCAL_RETRIES: u32 = 2500;
+const LOCAL_PAUSE: Duration = Duration::from_millis(2);
 
 /// A netlink connection into the network namespace of the thread that opened it.
 pub(super) struct Network {
@@ -74,7 +82,27 @@ impl Network {
             // Nobody else is on this link: no need to wait for duplicate address detection (RFC 4862, 5.4).
             request.message_mut().header.flags = AddressHeaderFlags::Nodad;
         }
-        request.execute().await.map_err(|e| failed(format!("add the address {ip}"), &e))
+        request.execute().await.map_err(|e| failed(format!("add the address {ip}"), &e))?;
+        match ip {
+            IpAddr::V4(_) => Ok(()),
+            IpAddr::V6(six) => self.wait_for_local(six).await,
+        }
+    }
+
+    /// The kernel adds an IPv6 address's local route later, from a work queue (addrconf_dad_work); until then packets to
+    /// the address leave through the device.
+    async fn wait_for_local(&self, ip: Ipv6Addr) -> Result<(), HostError> {
+        for _ in 0..LOCAL_RETRIES {
+            let question = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build();
+            let mut answer = Box::pin(self.handle.route().get(question).execute());
+            if let Some(Ok(route)) = answer.next().await
+                && route.header.kind == RouteType::Local
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(LOCAL_PAUSE).await;
+        }
+        Err(system(format!("wait for the local route of {ip}"), io::ErrorKind::TimedOut.into()))
     }
 
     /// Removes one host address.
@@ -126,7 +154,7 @@ impl Network {
 
 fn route(device: &Device, slot: Slot, net: IpNet) -> RouteMessage {
     match net {
-        IpNet::V4(net) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+        IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())
             // Without it the source would be the destination, and connections could meet themselves.
             .pref_source(slot.ipv4())
@@ -135,7 +163,7 @@ fn route(device: &Device, slot: Slot, net: IpNet) -> RouteMessage {
             .output_interface(device.index)
             .table_id(slot.table())
             .build(),
-        IpNet::V6(net) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+        IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())
             .pref_source(slot.ipv6())
             .kind(RouteType::Local)
