@@ -1,8 +1,9 @@
 //! What may be left when nothing is connected: nothing that has an effect.
 
-use std::time::Duration;
+use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use crate::{
     laptop,
@@ -11,20 +12,6 @@ use crate::{
 
 /// Longest that a clean-up may take, also after kill -9.
 const CLEAN_UP: Duration = Duration::from_secs(2);
-
-/// Programs that tpx loads, by the names the kernel shows (at most 15 characters).
-const PROGRAMS: [&str; 10] = [
-    "connect4",
-    "connect6",
-    "sendmsg4",
-    "sendmsg6",
-    "recvmsg4",
-    "recvmsg6",
-    "getpeername4",
-    "getpeername6",
-    "lookup",
-    "hold",
-];
 
 /// After every case: where nobody is connected any more, nothing may be left.
 pub(crate) fn after_case(name: &str, result: Result<()>) -> Result<()> {
@@ -55,22 +42,19 @@ pub(crate) fn no_datapath() -> Result<()> {
             ensure!(routes.trim().is_empty(), "routes are left in table {table}: {routes}");
         }
     }
-    let programs = programs()?;
-    ensure!(programs.is_empty(), "programs are left: {programs:?}");
+    let links = links()?;
+    ensure!(links.is_empty(), "programs are still attached: {links:?}");
     let sockets = sh("ss -Htlnp 'sport = :53' | grep tpx || true")?.stdout;
     ensure!(sockets.trim().is_empty(), "sockets are left: {sockets}");
     Ok(())
 }
 
-/// The names of tpx's programs that are loaded.
-pub(crate) fn programs() -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    for program in aya::programs::loaded_programs() {
-        // A program may end while the list is read.
-        let Ok(program) = program else { continue };
-        if let Some(name) = program.name_as_str().filter(|name| PROGRAMS.contains(name)) {
-            found.push(name.to_owned());
-        }
-    }
-    Ok(found)
+/// What is attached to this laptop: to the root of its cgroup tree, or to its network namespace. Other laptops may be at
+/// work on the same kernel.
+fn links() -> Result<Vec<String>> {
+    let cgroup = fs::metadata("/sys/fs/cgroup")?.ino();
+    let netns = fs::metadata("/proc/self/ns/net")?.ino();
+    let all: Value = serde_json::from_str(&sh("bpftool -j link show")?.success()?)?;
+    let ours = |link: &&Value| link["cgroup_id"] == cgroup || link["netns_ino"] == netns;
+    Ok(all.as_array().into_iter().flatten().filter(ours).map(|link| link["attach_type"].to_string()).collect())
 }
