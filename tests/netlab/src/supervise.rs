@@ -10,6 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::World;
 
@@ -52,6 +56,10 @@ fn listed(args: &Arguments, cases: &[Case], root: bool) -> ExitCode {
 fn inside(mut args: Arguments, cases: &'static [Case], cgroup: &Path) -> ExitCode {
     // One after the other: they share the namespace.
     args.test_threads = Some(1);
+    // Should the supervisor be killed, so are the tests; the next supervisor removes the cgroup.
+    if nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_err() || nix::unistd::getppid().as_raw() == 1 {
+        return ExitCode::FAILURE;
+    }
     let world = match World::enter(cgroup) {
         Ok(world) => &*Box::leak(Box::new(world)),
         Err(e) => {
@@ -78,10 +86,12 @@ fn supervise() -> Result<ExitCode> {
     }
 }
 
-/// A child cgroup of ours, removed on drop.
+/// A child cgroup of ours.
 struct Cgroup {
     path: PathBuf,
 }
+
+const PREFIX: &str = "tpx-netlab-";
 
 impl Cgroup {
     fn create() -> Result<Self> {
@@ -91,7 +101,8 @@ impl Cgroup {
             .find(|line| line.contains(" - cgroup2 "))
             .and_then(|line| line.split(' ').nth(4))
             .context("no cgroup2 tree is mounted")?;
-        let path = Path::new(root).join(format!("tpx-netlab-{}", std::process::id()));
+        sweep(Path::new(root))?;
+        let path = Path::new(root).join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
         Ok(Self { path })
     }
@@ -99,11 +110,13 @@ impl Cgroup {
     /// Ends what still runs in it and removes it. Returns the processes that were left.
     fn remove(self) -> Result<Vec<String>> {
         let groups = [self.path.join("in"), self.path.join("out"), self.path.clone()];
-        let members = |group: &PathBuf| fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        let left: Vec<String> =
-            groups.iter().flat_map(|g| members(g).lines().map(String::from).collect::<Vec<_>>()).collect();
+        let mut left = Vec::new();
+        for group in &groups {
+            let members = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            left.extend(members.lines().map(String::from));
+        }
         for pid in left.iter().filter_map(|pid| pid.parse().ok()) {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         let start = Instant::now();
         while self.path.exists() && start.elapsed() < PATIENCE {
@@ -115,4 +128,20 @@ impl Cgroup {
         ensure!(!self.path.exists(), "{} cannot be removed", self.path.display());
         Ok(left)
     }
+}
+
+/// Removes the cgroups of supervisors that were killed.
+fn sweep(root: &Path) -> Result<()> {
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        // Signal 0 asks whether there is such a process (kill(2)).
+        if kill(Pid::from_raw(pid), None).is_err() {
+            Cgroup { path: entry.path() }.remove()?;
+        }
+    }
+    Ok(())
 }

@@ -37,6 +37,7 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn serve() -> Result<()> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     let plan: Plan = serde_json::from_str(&env::var(PLAN)?)?;
     if env::var_os(FEW).is_some() {
         let few = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
