@@ -5,9 +5,9 @@ mod flow;
 mod host;
 #[cfg(target_os = "linux")]
 pub mod linux;
+mod maps;
 #[cfg(target_os = "linux")]
 pub mod remote;
-mod maps;
 
 pub use flow::{FlowSource, Knock};
 pub use host::{Host, HostError};
