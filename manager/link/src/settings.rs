@@ -10,7 +10,8 @@ pub struct Settings {
     /// Unread bytes of all streams together. Much larger than [`stream_window`](Self::stream_window): streams whose
     /// readers stall must not starve the others.
     pub connection_window: u32,
-    /// Largest DATA frame, bytes. A small request waits behind at most one frame of each busy stream.
+    /// Largest DATA frame, bytes. A small request waits behind at most one frame of each busy stream. With its headers it
+    /// should fit into one write of the TLS layer, which takes 64 KiB.
     pub frame: u32,
     /// Bytes of one stream that may wait for the carrier in the sending process.
     pub send_buffer: usize,
@@ -27,7 +28,7 @@ impl Default for Settings {
         Self {
             stream_window: 2 << 20,
             connection_window: 64 << 20,
-            frame: 64 << 10,
+            frame: (56 << 10) - 64,
             send_buffer: 256 << 10,
             streams: 16_384,
             heartbeat: Duration::from_secs(3),

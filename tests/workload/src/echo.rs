@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 const ECHO: u16 = 7;
 const DISCARD: u16 = 9;
@@ -17,8 +18,17 @@ const BLACK_HOLE: u16 = 1008;
 const HALF: u16 = 1010;
 /// Resets a connection at its first byte.
 const RESET: u16 = 1011;
+/// Reads nothing for a while, and then everything.
+const STALLED: u16 = 1012;
+/// Writes until nothing is taken any more, and ends.
+const FLOOD: u16 = 1013;
 
 const BUFFER: usize = 128 * 1024;
+const SMALL: u32 = 128 * 1024;
+/// How long the stalled reader does not read.
+const STALL: Duration = Duration::from_secs(8);
+/// A write that takes longer has found everything full.
+const FULL: Duration = Duration::from_secs(2);
 
 /// Serves all of them on every address, IPv4 and IPv6.
 pub(crate) async fn serve_all() -> Result<()> {
@@ -31,6 +41,8 @@ pub(crate) async fn serve_all() -> Result<()> {
         tcp(any(SOURCE), source),
         tcp(any(HALF), half),
         tcp(any(RESET), reset),
+        serve(small_buffers(any(STALLED))?, stalled),
+        serve(small_buffers(any(FLOOD))?, flood),
         udp(any(ECHO)),
     )?;
     Ok(())
@@ -41,7 +53,23 @@ pub(crate) async fn tcp<F: Future<Output = io::Result<()>> + Send + 'static>(
     address: SocketAddr,
     talk: fn(TcpStream) -> F,
 ) -> Result<()> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    serve(TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?, talk).await
+}
+
+/// A listener whose connections hold little themselves, so that what a stalled connection holds is held on the way.
+fn small_buffers(address: SocketAddr) -> Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    socket.set_reuseaddr(true)?;
+    socket.set_recv_buffer_size(SMALL)?;
+    socket.set_send_buffer_size(SMALL)?;
+    socket.bind(address)?;
+    socket.listen(1024).with_context(|| format!("cannot listen on {address}"))
+}
+
+async fn serve<F: Future<Output = io::Result<()>> + Send + 'static>(
+    listener: TcpListener,
+    talk: fn(TcpStream) -> F,
+) -> Result<()> {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -90,6 +118,21 @@ async fn half(mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     while stream.read(&mut buffer).await? > 0 {}
     Ok(())
+}
+
+/// A reader that stalls and recovers.
+async fn stalled(stream: TcpStream) -> io::Result<()> {
+    tokio::time::sleep(STALL).await;
+    discard(stream).await
+}
+
+/// A writer whose reader stalls: how much it could write is how much the road holds.
+async fn flood(mut stream: TcpStream) -> io::Result<()> {
+    let block = vec![b'x'; BUFFER];
+    while let Ok(written) = tokio::time::timeout(FULL, stream.write(&block)).await {
+        written?;
+    }
+    stream.shutdown().await
 }
 
 /// Ends the connection the hard way, once the other side has said something: a reset right after the handshake may

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest as _, Sha256};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{Case, semantics::no_held};
 use crate::{cluster, laptop, laptop::at, process::eventually};
@@ -149,40 +149,65 @@ fn reset() -> Result<()> {
     })
 }
 
-/// An application writes and reads nothing back from an echo: what the connection accepts is held somewhere in both
-/// directions, in any process or kernel between the two ends, the ends' own buffers included.
+/// The ends' own buffers are small and fixed here: what a connection takes beyond them is held on the way, in any process
+/// or kernel.
 fn stalled() -> Result<()> {
     laptop::connect()?;
     let pod = cluster::pod("default", "app=echo")?;
-    let mut stream = open(pod.v4, 7)?;
+    let up = held_up(pod.v4)?;
+    let down = held_down(pod.v4)?;
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    println!("held by a stalled reader: {:.1} MiB up, {:.1} MiB down", mib(up), mib(down));
+    ensure!(up < 16 << 20 && down < 16 << 20, "{up} bytes up, {down} bytes down");
+    Ok(())
+}
+
+fn open_small(ip: IpAddr, port: u16) -> Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(at(ip, port)), Type::STREAM, None)?;
+    socket.set_recv_buffer_size(128 << 10)?;
+    socket.set_send_buffer_size(128 << 10)?;
+    socket.connect(&at(ip, port).into())?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// The pod does not read: what the laptop's application can write.
+fn held_up(ip: IpAddr) -> Result<usize> {
+    let mut stream = open_small(ip, 1012)?;
     stream.set_nonblocking(true)?;
     let block = vec![1; 64 << 10];
-    let (mut accepted, mut last) = (0usize, Instant::now());
-    while last.elapsed() < Duration::from_secs(3) {
+    let (mut accepted, mut last) = (0, Instant::now());
+    while last.elapsed() < Duration::from_secs(2) {
         match stream.write(&block) {
-            Ok(n) => {
-                accepted += n;
-                last = Instant::now();
-                ensure!(accepted < 256 << 20, "no end: nothing holds the writer back");
-            }
+            Ok(n) => (accepted, last) = (accepted + n, Instant::now()),
             Err(e) if e.kind() == ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(5)),
             Err(e) => return Err(e.into()),
         }
+        ensure!(accepted < 256 << 20, "no end: nothing holds the writer back");
     }
-    println!("held by a stalled reader, both directions: {:.1} MiB", accepted as f64 / f64::from(1 << 20));
-    ensure!(accepted < 2 * (16 << 20), "{accepted} bytes are held in two directions");
     // The others do not wait for it.
-    let mut other = open(pod.v4, 7)?;
+    let mut other = open(ip, 7)?;
     other.write_all(b"ping")?;
-    let mut back = [0; 4];
-    other.read_exact(&mut back)?;
-    // And it goes on when it reads again.
+    other.read_exact(&mut [0; 4])?;
+    // And it goes on when the pod reads again.
     stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    for _ in 0..512 {
+        stream.write_all(&block)?;
+    }
     stream.shutdown(Shutdown::Write)?;
-    let mut back = Vec::new();
-    stream.read_to_end(&mut back)?;
-    ensure!(back.len() == accepted, "{} of {accepted} bytes came back", back.len());
-    Ok(())
+    ensure!(stream.read(&mut [0])? == 0);
+    Ok(accepted)
+}
+
+/// The application does not read: what the pod could write until nothing was taken any more.
+fn held_down(ip: IpAddr) -> Result<usize> {
+    let mut stream = open_small(ip, 1013)?;
+    thread::sleep(Duration::from_secs(5));
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all)?;
+    Ok(all.len())
 }
 
 fn two_thousand() -> Result<()> {
