@@ -78,7 +78,12 @@ fn run(arguments: &Serve) -> anyhow::Result<()> {
             None => tracing::info!("serving user {owner} at {}", arguments.socket.display()),
             Some(why) => tracing::warn!("serving user {owner}, but without the express lane: {why}"),
         }
-        let service = serve::Service::new(LinuxHost::new(Slot::FIRST), owner, unavailable);
+        let mut host = LinuxHost::new(Slot::FIRST);
+        if arguments.exit_when_idle {
+            // Started for a connection that is being made.
+            host.prepare();
+        }
+        let service = serve::Service::new(host, owner, unavailable);
         serve::serve(socket, service, arguments.exit_when_idle).await
     })
 }

@@ -24,7 +24,12 @@ use tpx_ebpf_abi::slot::{DNS_PORT, NAMES, Slot};
 
 pub use probe::{Features, probe};
 
-use self::{desired::Desired, device::Device, network::Footprint, programs::Programs};
+use self::{
+    desired::Desired,
+    device::Device,
+    network::Footprint,
+    programs::{Ahead, Programs},
+};
 use super::{DnsSockets, Handover};
 use crate::{Host, HostError};
 
@@ -35,6 +40,7 @@ use crate::{Host, HostError};
 #[derive(Debug)]
 pub struct LinuxHost {
     slot: Slot,
+    ahead: Option<Ahead>,
     applied: Option<Applied>,
 }
 
@@ -71,10 +77,15 @@ impl LinuxHost {
     /// Changes nothing yet.
     #[must_use]
     pub fn new(slot: Slot) -> Self {
-        Self { slot, applied: None }
+        Self { slot, ahead: None, applied: None }
     }
 
-    async fn install(&self, plan: &Plan) -> Result<Applied, HostError> {
+    /// Says that a first plan will come soon: what can be read ahead is read while the caller goes on.
+    pub fn prepare(&mut self) {
+        self.ahead = Some(Ahead::start());
+    }
+
+    async fn install(&mut self, plan: &Plan) -> Result<Applied, HostError> {
         probe::programs().map_err(|why| HostError::Unsupported(why.into()))?;
         let network = network::Network::open()?;
         // Whoever has the device has the slot: what else is there then was left behind.
@@ -83,7 +94,7 @@ impl LinuxHost {
         let footprint = Footprint::of(self.slot);
         let ipv6 = device.has_ipv6();
         network.bring_up(&device, self.slot, ipv6).await?;
-        let mut programs = Programs::load(self.slot, device.index)?;
+        let mut programs = Programs::load(self.slot, device.index, self.ahead.take())?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
         let raws = sockets::raws(self.slot, ipv6)?;
         network.add_rules(self.slot, ipv6).await?;

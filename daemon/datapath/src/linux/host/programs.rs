@@ -69,11 +69,26 @@ impl Drop for Log {
     }
 }
 
+/// A loader that is made ahead by a thread of its own: it reads the kernel's type information, 5 MB.
+#[derive(Debug)]
+pub(super) struct Ahead(std::thread::JoinHandle<EbpfLoader<'static>>);
+
+impl Ahead {
+    /// Begins.
+    pub(super) fn start() -> Self {
+        Self(std::thread::spawn(EbpfLoader::new))
+    }
+
+    fn finish(self) -> EbpfLoader<'static> {
+        self.0.join().unwrap_or_default()
+    }
+}
+
 impl Programs {
     /// Loads all programs for a slot whose device has the index `device`, and attaches the one that steers packets:
     /// without rules it does nothing.
-    pub(super) fn load(slot: Slot, device: u32) -> Result<Self, HostError> {
-        let mut bpf = object(slot, device)?;
+    pub(super) fn load(slot: Slot, device: u32, ahead: Option<Ahead>) -> Result<Self, HostError> {
+        let mut bpf = object(slot, device, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
         let log = read_log(&mut bpf);
         for name in program::CGROUP {
             let hook: &mut CgroupSockAddr = get(&mut bpf, name)?;
@@ -201,14 +216,17 @@ fn scope_path(scope: &Scope) -> Result<PathBuf, HostError> {
 }
 
 /// Loads the maps, and the programs as far as memory.
-fn object(slot: Slot, device: u32) -> Result<Ebpf, HostError> {
+fn object(slot: Slot, device: u32, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
-    EbpfLoader::new()
+    let index = slot.index();
+    // It borrows what is above from here on.
+    let mut loader: EbpfLoader<'_> = loader;
+    loader
         .override_global(maps::global::NETNS_COOKIE, &cookie, true)
         .override_global(maps::global::DEVICE, &device, true)
-        .override_global(maps::global::SLOT, &slot.index(), true)
+        .override_global(maps::global::SLOT, &index, true)
         .load(super::probe::programs().map_err(|why| HostError::Unsupported(why.into()))?)
         .map_err(|e| failed("load the kernel programs' maps", &e))
 }
