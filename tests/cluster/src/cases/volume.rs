@@ -259,6 +259,7 @@ fn hundred_thousand() -> Result<()> {
                     match short(ip, n) {
                         Err(e) if is_reset(&e) => {
                             resets.fetch_add(1, Ordering::Relaxed);
+                            println!("connection {n}: {e:#}");
                         }
                         other => other.with_context(|| format!("connection {n} to {ip}"))?,
                     }
@@ -283,9 +284,13 @@ fn hundred_thousand() -> Result<()> {
 
 fn short(ip: IpAddr, n: u32) -> Result<()> {
     let mut stream = open(ip, 7)?;
-    stream.write_all(&n.to_be_bytes())?;
-    let mut back = [0; 4];
-    stream.read_exact(&mut back)?;
+    let said = (|| {
+        stream.write_all(&n.to_be_bytes())?;
+        let mut back = [0; 4];
+        stream.read_exact(&mut back)?;
+        Ok::<_, std::io::Error>(back)
+    })();
+    let back = said.with_context(|| format!("from {:?} to {ip}", stream.local_addr()))?;
     ensure!(back == n.to_be_bytes(), "other bytes came back");
     if (n / 4).is_multiple_of(2) {
         SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
