@@ -12,8 +12,8 @@ use tpx_ebpf_abi::{
 
 use crate::{
     connect::{rule4, rule6},
-    maps::{HELD, SYNS, count, reinject_mark},
-    sys::{Packet, copied, seen},
+    maps::{HELD, SYNS, count, reinject_mark, take_look_up},
+    sys::{Packet, copied, released, seen},
 };
 
 /// TCP header without options.
@@ -37,8 +37,9 @@ struct Syn {
 fn passes(packet: &Packet<'_>) -> Option<bool> {
     // Inside a TCP filter the packet begins at the TCP header.
     let tcp: [u8; TCP_MIN as usize] = packet.load(0)?;
+    let looked_up = take_look_up([tcp[0], tcp[1], tcp[2], tcp[3]]);
     if !is_connection_request(tcp[13]) {
-        return Some(true);
+        return Some(!looked_up || !is_crossing(packet, &tcp));
     }
     if mark::is(packet.mark(), reinject_mark()) {
         count(Counter::SynsPassed);
@@ -67,6 +68,21 @@ fn passes(packet: &Packet<'_>) -> Option<bool> {
         count(Counter::SynsLost);
     }
     Some(false)
+}
+
+/// Whether the kernel is making the socket of this very packet right now.
+///
+/// The acknowledgement of a handshake and the first data may be taken in on two CPUs at once. Between taking the request
+/// out of its table and putting the connection in, the kernel finds neither (mended in Linux 6.19, "inet: Avoid ehash
+/// lookup race in inet_ehash_insert()"): the data comes to the listener, which would answer with a reset. Dropped, it is
+/// sent again a moment later. The daemon has not accepted yet, so its verdict is still there.
+#[inline(always)]
+fn is_crossing(packet: &Packet<'_>, tcp: &[u8; TCP_MIN as usize]) -> bool {
+    let crossing = read(packet, tcp).is_some_and(|it| released(&HELD, &it.flow));
+    if crossing {
+        count(Counter::Crossed);
+    }
+    crossing
 }
 
 #[inline(always)]

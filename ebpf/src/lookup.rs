@@ -8,7 +8,7 @@ use tpx_ebpf_abi::{
 
 use crate::{
     connect::{rule4, rule6},
-    maps::{DEVICE, LISTENERS, count},
+    maps::{DEVICE, LISTENERS, count, note_look_up},
     sys::Lookup,
 };
 
@@ -28,6 +28,7 @@ pub(crate) fn lookup(ctx: SkLookupContext) -> u32 {
     if rule.is_some_and(Rule::steers) {
         let assigned = LISTENERS.redirect_sk_lookup(&ctx, slot, 0).is_ok();
         count(if assigned { Counter::Assigned } else { Counter::AssignFailed });
+        note_look_up(packet.ports());
     }
     SK_PASS
 }

@@ -45,6 +45,8 @@ pub(crate) static HELD: HashMap<Flow, Verdict> = HashMap::with_max_entries(HELD_
 #[map]
 pub(crate) static SYNS: RingBuf = RingBuf::with_byte_size(SYNS_BYTES, 0);
 #[map]
+static LOOKED_UP: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 
 /// Counts one.
@@ -54,6 +56,24 @@ pub(crate) fn count(what: Counter) {
         // SAFETY: the kernel gave a valid pointer to this CPU's value.
         unsafe { *n += 1 }
     }
+}
+
+/// Remembers, on this CPU, the ports of a packet that no socket of its own was found for.
+#[inline(always)]
+pub(crate) fn note_look_up(ports: [u8; 4]) {
+    if let Some(noted) = LOOKED_UP.get_ptr_mut(0) {
+        // SAFETY: the kernel gave a valid pointer to this CPU's value.
+        unsafe { *noted = u32::from_ne_bytes(ports) }
+    }
+}
+
+/// Whether the packet with these ports is the one that was noted on this CPU; forgets it.
+#[inline(always)]
+pub(crate) fn take_look_up(ports: [u8; 4]) -> bool {
+    let Some(noted) = LOOKED_UP.get_ptr_mut(0) else { return false };
+    // SAFETY: the kernel gave a valid pointer to this CPU's value.
+    let was = unsafe { core::mem::replace(&mut *noted, 0) };
+    was == u32::from_ne_bytes(ports)
 }
 
 /// The mark of steered sockets.

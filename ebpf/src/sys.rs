@@ -203,6 +203,16 @@ impl Lookup<'_> {
         unsafe { words(&raw const (*self.0.lookup).local_ip6) }
     }
 
+    /// Source and destination port, in network order, as the TCP header begins.
+    #[inline(always)]
+    pub(crate) fn ports(&self) -> [u8; 4] {
+        // SAFETY: as above. Kernels before 5.18 know the source port as a word only; all fill it up with zeros.
+        let source = unsafe { (&raw const (*self.0.lookup).remote_port).cast::<u32>().read_volatile() }.to_ne_bytes();
+        // SAFETY: as above.
+        let destination = (unsafe { (*self.0.lookup).local_port } as u16).to_be_bytes();
+        [source[0], source[1], destination[0], destination[1]]
+    }
+
     /// Index of the device it arrived on.
     #[inline(always)]
     pub(crate) fn ingress_device(&self) -> u32 {
@@ -289,6 +299,12 @@ pub(crate) fn seen(held: &HashMap<Flow, Verdict>, flow: &Flow) -> Option<bool> {
         (*verdict).syns += 1;
         Some((*verdict).pass != 0)
     }
+}
+
+/// Whether the daemon has let the flow through and not taken the connection yet.
+#[inline(always)]
+pub(crate) fn released(held: &HashMap<Flow, Verdict>, flow: &Flow) -> bool {
+    found(held.get_ptr(flow)).is_some_and(|verdict| verdict.pass != 0)
 }
 
 /// The value that a map look-up found.

@@ -55,6 +55,8 @@ counters! {
     SynsStray = "syns_stray",
     /// SYNs announced without their payload because it was too long.
     SynsCut = "syns_cut",
+    /// First data dropped because the kernel was just making its socket; it is sent again.
+    Crossed = "crossed",
 }
 
 #[cfg(test)]

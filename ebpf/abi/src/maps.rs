@@ -20,6 +20,8 @@ pub const LISTENERS: &str = "LISTENERS";
 pub const HELD: &str = "HELD";
 /// Ring buffer of [`SynRecord`](crate::SynRecord).
 pub const SYNS: &str = "SYNS";
+/// Per-CPU array of one `u32`: the ports of the packet that was looked up last.
+pub const LOOKED_UP: &str = "LOOKED_UP";
 /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
 pub const COUNTERS: &str = "COUNTERS";
 

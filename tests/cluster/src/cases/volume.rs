@@ -18,7 +18,11 @@ use sha2::{Digest as _, Sha256};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::{Case, semantics::no_held};
-use crate::{cluster, laptop, laptop::at, process::eventually};
+use crate::{
+    cluster, laptop,
+    laptop::at,
+    process::{eventually, sh},
+};
 
 pub(super) const CASES: &[Case] = &[
     ("volume::one_gibibyte_down_and_up_with_checksums", gibibyte),
@@ -271,8 +275,13 @@ fn hundred_thousand() -> Result<()> {
         worker.join().ok().context("a worker panicked")??;
     }
     let resets = resets.load(Ordering::Relaxed);
-    println!("reset by nobody's wish: {resets} of 100,000");
-    ensure!(resets <= 10, "{resets} connections were reset");
+    // How often the kernel's own race between two CPUs was met; without the programs' care each one is a reset.
+    let crossed = sh("tpx maps dump | grep crossed")?.stdout;
+    println!(
+        "reset by nobody's wish: {resets} of 100,000; {}",
+        crossed.split_whitespace().collect::<Vec<_>>().join(" ")
+    );
+    ensure!(resets == 0, "{resets} connections were reset");
     all_closed(100_000)?;
     no_held(&[7])?;
     eventually(Duration::from_secs(10), || {
