@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sha2::{Digest as _, Sha256};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 
 use super::{Case, semantics::no_held};
 use crate::{
@@ -153,8 +153,8 @@ fn reset() -> Result<()> {
     })
 }
 
-/// The ends' own buffers are small and fixed here: what a connection takes beyond them is held on the way, in any process
-/// or kernel.
+/// What a connection takes while its reader stalls is held somewhere, in any process or kernel. The application's socket is
+/// as the system makes it; the pod's buffers are small, because a pod's own are its own business.
 fn stalled() -> Result<()> {
     laptop::connect()?;
     let pod = cluster::pod("default", "app=echo")?;
@@ -166,19 +166,9 @@ fn stalled() -> Result<()> {
     Ok(())
 }
 
-fn open_small(ip: IpAddr, port: u16) -> Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(at(ip, port)), Type::STREAM, None)?;
-    socket.set_recv_buffer_size(128 << 10)?;
-    socket.set_send_buffer_size(128 << 10)?;
-    socket.connect(&at(ip, port).into())?;
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE))?;
-    Ok(stream)
-}
-
 /// The pod does not read: what the laptop's application can write.
 fn held_up(ip: IpAddr) -> Result<usize> {
-    let mut stream = open_small(ip, 1012)?;
+    let mut stream = open(ip, 1012)?;
     stream.set_nonblocking(true)?;
     let block = vec![1; 64 << 10];
     let (mut accepted, mut last) = (0, Instant::now());
@@ -207,7 +197,7 @@ fn held_up(ip: IpAddr) -> Result<usize> {
 
 /// The application does not read: what the pod could write until nothing was taken any more.
 fn held_down(ip: IpAddr) -> Result<usize> {
-    let mut stream = open_small(ip, 1013)?;
+    let mut stream = open(ip, 1013)?;
     thread::sleep(Duration::from_secs(5));
     let mut all = Vec::new();
     stream.read_to_end(&mut all)?;
