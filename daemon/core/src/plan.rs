@@ -13,23 +13,42 @@ mod check;
 pub use check::PlanError;
 
 /// Which processes see the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// Every process of the machine: the root of the cgroup2 tree.
+    #[default]
     Workstation,
     /// One process tree: a cgroup2 directory.
     Cgroup(PathBuf),
 }
 
+/// How connections enter the tunnel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Road {
+    /// The express lane, and the floor under it for what its programs do not see.
+    #[default]
+    Express,
+    /// The floor alone: the TUN device carries everything, no program is loaded.
+    Tun,
+}
+
 /// Desired host state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Who is affected.
     pub scope: Scope,
-    /// Cluster subnets whose connections go through the tunnel. At most [`Plan::MAX_SUBNETS`].
+    /// How connections enter the tunnel.
+    pub road: Road,
+    /// Subnets whose connections go through the tunnel under their own addresses. At most [`Plan::MAX_SUBNETS`].
     pub steer: Vec<IpNet>,
+    /// Ranges of virtual addresses; connections into them go through the tunnel to the address behind.
+    pub virtual_subnets: Vec<IpNet>,
+    /// Cluster subnets behind virtual addresses: new connections to their own addresses go where the host's routes lead
+    /// (a VPN), but translated connections and those that were open before they moved still reach the cluster.
+    pub hidden: Vec<IpNet>,
     /// Parts of `steer` that stay outside the tunnel (the API server, name servers); the most specific prefix wins.
     pub except: Vec<IpNet>,
     /// The configured name servers whose port 53 is answered by tpx. At most [`Plan::MAX_NAME_SERVERS`].
@@ -37,7 +56,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Bound on `steer` and on `except`.
+    /// Bound on each list of subnets.
     pub const MAX_SUBNETS: usize = 1024;
     /// Bound on `name_servers`; resolv.conf(5) knows three.
     pub const MAX_NAME_SERVERS: usize = 8;
@@ -46,6 +65,7 @@ impl Plan {
     #[must_use]
     pub fn steers(&self, ip: IpAddr) -> bool {
         let longest = |nets: &[IpNet]| nets.iter().filter(|n| n.contains(&ip)).map(IpNet::prefix_len).max();
-        longest(&self.steer) > longest(&self.except)
+        let inside = longest(&self.steer).max(longest(&self.virtual_subnets));
+        inside > longest(&self.except).max(longest(&self.hidden))
     }
 }

@@ -39,6 +39,7 @@ pub fn plan(inputs: &Inputs) -> Plan {
         steer: steer.into_iter().collect(),
         except: except.into_iter().collect(),
         name_servers,
+        ..Plan::default()
     }
 }
 

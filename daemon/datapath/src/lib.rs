@@ -9,6 +9,6 @@ mod maps;
 #[cfg(target_os = "linux")]
 pub mod remote;
 
-pub use flow::{FlowSource, Knock};
+pub use flow::{Arrival, DatagramFlow, DatagramReturn, Echo, EchoFlow, EchoReturn, FlowSource, FlowStream, Knock};
 pub use host::{Host, HostError};
 pub use maps::{CounterRow, HeldRow, MapsDump, NameServerRow, RuleRow};

@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::{sync::watch, task::JoinSet};
 use tpx_core::dial::DialFailure;
-use tpx_datapath::{FlowSource, Knock};
+use tpx_datapath::{Arrival, FlowSource, FlowStream, Knock};
 use tpx_link::{Target, relay::relay};
 
 use super::{lanes::Lanes, status::Flows};
@@ -52,7 +52,8 @@ pub(crate) async fn carry_all(mut source: impl FlowSource, carrying: Carrying) {
     loop {
         tokio::select! {
             knock = source.next() => match knock {
-                Some(knock) => { flows.spawn(carry(knock, carrying.clone())); }
+                Some(Arrival::Connection(knock)) => { flows.spawn(carry(knock, carrying.clone())); }
+                Some(Arrival::Datagrams(_) | Arrival::Echo(_)) => {}
                 None => return,
             },
             Some(_) = flows.join_next() => {}
@@ -79,7 +80,7 @@ async fn carry(knock: Box<dyn Knock>, carrying: Carrying) {
         }
     };
     let tcp = match knock.release().await {
-        Ok(tcp) => tcp,
+        Ok(FlowStream::Socket(tcp)) => tcp,
         Err(e) => return tracing::debug!("{source} -> {destination}: {e}"),
     };
     counters.opened.fetch_add(1, Relaxed);

@@ -93,10 +93,12 @@ impl Plan {
     /// The first [`PlanError`].
     pub fn check(&self) -> Result<(), PlanError> {
         bounded("subnets", self.steer.len(), Self::MAX_SUBNETS)?;
+        bounded("virtual subnets", self.virtual_subnets.len(), Self::MAX_SUBNETS)?;
+        bounded("hidden subnets", self.hidden.len(), Self::MAX_SUBNETS)?;
         bounded("exceptions", self.except.len(), Self::MAX_SUBNETS)?;
         bounded("name servers", self.name_servers.len(), Self::MAX_NAME_SERVERS)?;
         let mut seen = BTreeSet::new();
-        for net in self.steer.iter().chain(&self.except) {
+        for net in self.steer.iter().chain(&self.virtual_subnets).chain(&self.hidden).chain(&self.except) {
             if *net != net.trunc() {
                 return Err(PlanError::HostBits(*net));
             }
@@ -104,7 +106,7 @@ impl Plan {
                 return Err(PlanError::Twice(*net));
             }
         }
-        for net in &self.steer {
+        for net in self.steer.iter().chain(&self.virtual_subnets).chain(&self.hidden) {
             may_be_steered(net)?;
         }
         let mut seen = BTreeSet::new();
@@ -175,7 +177,7 @@ mod tests {
     }
 
     fn steering(list: &[&str]) -> Plan {
-        Plan { scope: Scope::Workstation, steer: nets(list), except: vec![], name_servers: vec![] }
+        Plan { steer: nets(list), ..Plan::default() }
     }
 
     #[test]
@@ -263,7 +265,7 @@ mod tests {
             steer in proptest::collection::vec(any_net(), 0..4),
             except in proptest::collection::vec(any_net(), 0..4),
         ) {
-            let plan = Plan { scope: Scope::Workstation, steer, except, name_servers: vec![] };
+            let plan = Plan { steer, except, ..Plan::default() };
             if plan.check().is_ok() {
                 for ip in ["127.0.0.1", "::1", "169.254.1.1", "fe80::1", "224.0.0.1", "ff02::1", "0.0.0.0", "::",
                     "255.255.255.255", "246.246.255.1", "fd74:7078:6e65:7400::1", "::ffff:10.0.0.1"] {
@@ -280,9 +282,7 @@ mod tests {
             prop_assume!(short < long);
             let ip = Ipv4Addr::from(a);
             let net = |n| IpNet::new_assert(ip.into(), n).trunc();
-            let plan = |steer, except| Plan {
-                scope: Scope::Workstation, steer: vec![net(steer)], except: vec![net(except)], name_servers: vec![],
-            };
+            let plan = |steer, except| Plan { steer: vec![net(steer)], except: vec![net(except)], ..Plan::default() };
             prop_assert!(plan(long, short).steers(ip.into()));
             prop_assert!(!plan(short, long).steers(ip.into()));
         }

@@ -11,7 +11,7 @@ use tpx_core::plan::Plan;
 use crate::{HostError, linux::Layout};
 
 /// Version of this protocol. Both ends have to speak the same one; [`Hello`] and [`Welcome`] stay readable for all.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest JSON of a frame, in bytes. A plan of the greatest allowed size takes about 60 KiB.
 pub const FRAME_MAX: usize = 1 << 20;
 /// Most files with one frame. The kernel's own limit is 253.
@@ -259,14 +259,12 @@ pub fn frame<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use tpx_core::plan::Scope;
-
     use super::*;
+    use proptest::prelude::*;
 
     fn apply(subnets: usize) -> Request {
         let steer = (0..subnets).map(|i| format!("fd96:{i:x}::/64").parse().unwrap()).collect();
-        Request::Apply(Plan { scope: Scope::Workstation, steer, except: vec![], name_servers: vec![] })
+        Request::Apply(Plan { steer, ..Plan::default() })
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::{net::UnixListener, task::JoinHandle};
-use tpx_core::plan::Scope;
 use tpx_datapath::{
     HostError,
     linux::Layout,
@@ -103,7 +102,7 @@ fn me() -> u32 {
 
 fn plan(subnets: u8) -> Plan {
     let steer = (0..subnets).map(|i| format!("10.{i}.0.0/16").parse().unwrap()).collect();
-    Plan { scope: Scope::Workstation, steer, except: vec![], name_servers: vec![] }
+    Plan { steer, ..Plan::default() }
 }
 
 async fn connect(path: &Path) -> RemoteHost {

@@ -26,7 +26,7 @@ use tpx_core::{
     plan::{Plan, Scope},
 };
 use tpx_datapath::{
-    FlowSource as _, Host as _, Knock,
+    Arrival, FlowSource as _, FlowStream, Host as _, Knock,
     linux::{
         Maps,
         express::{ExpressLane, ExpressParts},
@@ -89,8 +89,7 @@ async fn serve(socket: &Path, cgroup: &Path) -> Result<()> {
     let plan = Plan {
         scope: Scope::Cgroup(cgroup.into()),
         steer: vec!["10.96.0.0/16".parse()?, "fd96::/112".parse()?],
-        except: vec![],
-        name_servers: vec![],
+        ..Plan::default()
     };
     let handover = host.apply(&plan).await?;
     let maps = Maps::of(&handover)?;
@@ -109,7 +108,7 @@ async fn serve(socket: &Path, cgroup: &Path) -> Result<()> {
     loop {
         tokio::select! {
             knock = lane.next() => {
-                let knock = knock.context("the lane ended")?;
+                let Arrival::Connection(knock) = knock.context("the lane ended")? else { bail!("no connection") };
                 println!("knock {}", knock.destination().port());
                 tokio::spawn(answer(knock));
             }
@@ -145,7 +144,7 @@ async fn answer(knock: Box<dyn Knock>) {
     };
     sleep(Duration::from_millis(hold)).await;
     match knock.release().await {
-        Ok(stream) => echo(stream).await,
+        Ok(FlowStream::Socket(stream)) => echo(stream).await,
         Err(e) => println!("gone: {e}"),
     }
 }

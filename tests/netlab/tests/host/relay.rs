@@ -18,7 +18,7 @@ use tokio::{
 };
 use tpx_core::{dial::DialFailure, plan::Plan};
 use tpx_datapath::{
-    FlowSource as _, Host as _, HostError, Knock,
+    Arrival, FlowSource as _, FlowStream, Host as _, HostError, Knock,
     linux::{
         Bypass, DnsSockets, Handover, LinuxHost, Maps, Slot,
         express::{ExpressLane, ExpressParts},
@@ -52,6 +52,7 @@ pub(crate) fn plan(world: &World) -> Plan {
         steer: vec!["10.96.0.0/16".parse().unwrap(), "fd96::/112".parse().unwrap()],
         except: vec!["10.96.9.0/24".parse().unwrap()],
         name_servers: ["192.0.2.53", "127.0.0.53", "2001:db8::53"].map(|s| s.parse().unwrap()).into(),
+        ..Plan::default()
     }
 }
 
@@ -78,7 +79,7 @@ impl Relay {
         let counted = Arc::clone(&knocks);
         lane.spawn(async move {
             let mut flows = JoinSet::new();
-            while let Some(knock) = source.next().await {
+            while let Some(Arrival::Connection(knock)) = source.next().await {
                 counted.fetch_add(1, Ordering::Relaxed);
                 flows.spawn(answer(knock));
             }
@@ -134,7 +135,7 @@ async fn answer(knock: Box<dyn Knock>) {
         _ => {
             // As long as a dial into a cluster takes.
             tokio::time::sleep(Duration::from_millis(20)).await;
-            if let Ok(stream) = knock.release().await {
+            if let Ok(FlowStream::Socket(stream)) = knock.release().await {
                 let _ = echo(stream).await;
             }
         }

@@ -26,7 +26,7 @@ use tpx_ebpf_abi::HeldSyn;
 
 use self::{gate::Gate, packet::Syn};
 use super::sys;
-use crate::{FlowSource, Knock};
+use crate::{Arrival, FlowSource, FlowStream, Knock};
 
 /// Most SYNs read in one go, so that other tasks have their turn.
 const BATCH: usize = 256;
@@ -93,9 +93,9 @@ impl ExpressLane {
 
 #[async_trait]
 impl FlowSource for ExpressLane {
-    async fn next(&mut self) -> Option<Box<dyn Knock>> {
+    async fn next(&mut self) -> Option<Arrival> {
         let knock = self.knocks.recv().await?;
-        Some(Box::new(knock))
+        Some(Arrival::Connection(Box::new(knock)))
     }
 }
 
@@ -140,10 +140,10 @@ impl Knock for HeldKnock {
         self.syn.attempt().key.destination()
     }
 
-    async fn release(mut self: Box<Self>) -> io::Result<TcpStream> {
+    async fn release(mut self: Box<Self>) -> io::Result<FlowStream> {
         self.answered = true;
         let gone = || io::Error::new(io::ErrorKind::ConnectionAborted, "the application has given up");
-        self.gate.release(&self.syn).ok_or_else(gone)?.await.map_err(|_| gone())
+        self.gate.release(&self.syn).ok_or_else(gone)?.await.map(FlowStream::Socket).map_err(|_| gone())
     }
 
     fn refuse(mut self: Box<Self>, why: DialFailure) {

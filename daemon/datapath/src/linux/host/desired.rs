@@ -41,6 +41,7 @@ impl Desired {
             steer: with(Action::Steer),
             except: with(Action::Except),
             name_servers: self.names.iter().copied().collect(),
+            ..Plan::default()
         }
     }
 }
@@ -63,6 +64,7 @@ mod tests {
             steer: vec!["10.96.0.0/16".parse().unwrap(), "fd10::/64".parse().unwrap()],
             except: vec!["10.96.0.1/32".parse().unwrap()],
             name_servers: vec!["192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()],
+            ..Plan::default()
         }
     }
 
