@@ -6,6 +6,7 @@ mod cluster;
 mod laptop;
 mod process;
 mod residue;
+mod resolved;
 mod vpn;
 
 use std::process::ExitCode;

@@ -4,6 +4,7 @@ mod crash;
 mod dns;
 mod maps;
 mod reach;
+mod resolved;
 mod semantics;
 mod udp;
 mod users;
@@ -18,7 +19,16 @@ pub(crate) type Case = (&'static str, fn() -> anyhow::Result<()>);
 
 /// All cases. Those that look at the kernel's maps have nothing to see where the floor carries everything.
 pub(crate) fn all() -> Vec<Case> {
-    let first = [wrong::CASES, reach::CASES, dns::CASES, semantics::CASES, udp::CASES, volume::CASES, vpn::CASES];
+    let first = [
+        wrong::CASES,
+        reach::CASES,
+        dns::CASES,
+        semantics::CASES,
+        udp::CASES,
+        volume::CASES,
+        vpn::CASES,
+        resolved::CASES,
+    ];
     let maps = if laptop::is_tun() { &[] } else { maps::CASES };
     [&first.concat(), maps, crash::CASES, users::CASES].concat()
 }
