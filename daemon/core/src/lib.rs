@@ -4,6 +4,7 @@
 //! daemons) carry decisions out.
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod dial;
 pub mod dns;
 pub mod plan;
