@@ -24,11 +24,18 @@ impl Desired {
         let nets = |list: &[IpNet]| -> Vec<IpNet> {
             list.iter().copied().filter(|net| possible(net.addr().is_ipv4())).collect()
         };
-        let steer = nets(&plan.steer);
-        let rules = steer.iter().map(|n| (*n, Action::Steer));
+        let lists = [
+            (Action::Steer, &plan.steer),
+            (Action::Virtual, &plan.virtual_subnets),
+            (Action::Hidden, &plan.hidden),
+            (Action::Except, &plan.except),
+        ];
+        let rules: BTreeMap<IpNet, Action> =
+            lists.into_iter().flat_map(|(action, list)| nets(list).into_iter().map(move |n| (n, action))).collect();
         Self {
-            rules: rules.chain(nets(&plan.except).into_iter().map(|n| (n, Action::Except))).collect(),
-            routes: steer.into_iter().collect(),
+            // Marked sockets reach all but the exceptions: those of hidden subnets were translated, or are older.
+            routes: rules.iter().filter(|(_, action)| **action != Action::Except).map(|(n, _)| *n).collect(),
+            rules,
             names: plan.name_servers.iter().copied().filter(|ip| possible(ip.is_ipv4())).collect(),
         }
     }
@@ -39,6 +46,8 @@ impl Desired {
         Plan {
             scope,
             steer: with(Action::Steer),
+            virtual_subnets: with(Action::Virtual),
+            hidden: with(Action::Hidden),
             except: with(Action::Except),
             name_servers: self.names.iter().copied().collect(),
             ..Plan::default()
@@ -62,6 +71,8 @@ mod tests {
         Plan {
             scope: Scope::Workstation,
             steer: vec!["10.96.0.0/16".parse().unwrap(), "fd10::/64".parse().unwrap()],
+            virtual_subnets: vec!["246.246.0.0/17".parse().unwrap()],
+            hidden: vec!["10.244.0.0/16".parse().unwrap()],
             except: vec!["10.96.0.1/32".parse().unwrap()],
             name_servers: vec!["192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()],
             ..Plan::default()
@@ -76,7 +87,7 @@ mod tests {
     #[test]
     fn without_ipv6_half_of_it_is_left() {
         let d = Desired::of(&plan(), false);
-        assert_eq!((d.routes.len(), d.rules.len(), d.names.len()), (1, 2, 1));
+        assert_eq!((d.routes.len(), d.rules.len(), d.names.len()), (3, 4, 1));
         assert!(d.rules.keys().all(|n| n.addr().is_ipv4()));
     }
 

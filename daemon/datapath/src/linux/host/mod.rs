@@ -29,6 +29,7 @@ use self::{
     device::Device,
     network::Footprint,
     programs::{Ahead, Programs},
+    sockets::Datagrams,
 };
 use super::{DnsSockets, ExpressFiles, Handover};
 use crate::{Host, HostError};
@@ -53,6 +54,7 @@ struct Applied {
     names: BTreeMap<IpAddr, Name>,
     listeners: [OwnedFd; 2],
     raws: [OwnedFd; 2],
+    datagrams: Datagrams,
     ipv6: bool,
     footprint: Footprint,
     device: Device,
@@ -94,7 +96,10 @@ impl LinuxHost {
         let footprint = Footprint::of(self.slot);
         let ipv6 = device.has_ipv6();
         network.bring_up(&device, self.slot, ipv6).await?;
-        let mut programs = Programs::load(self.slot, device.index, self.ahead.take())?;
+        network.add_blocks(&device, self.slot, ipv6).await?;
+        let datagrams = Datagrams::open(self.slot, ipv6)?;
+        let mut programs = Programs::load(self.slot, device.index, datagrams.port, self.ahead.take())?;
+        datagrams.register(&mut programs)?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
         let raws = sockets::raws(self.slot, ipv6)?;
         network.add_rules(self.slot, ipv6).await?;
@@ -105,6 +110,7 @@ impl LinuxHost {
             names: BTreeMap::new(),
             listeners,
             raws,
+            datagrams,
             ipv6,
             footprint,
             device,
@@ -270,6 +276,12 @@ impl Applied {
                     rules6: maps.rules6,
                     names4: maps.names4,
                     names6: maps.names6,
+                    datagrams: self.datagrams.copies()?,
+                    targets: maps.targets,
+                    virtual4: maps.virtual4,
+                    virtual6: maps.virtual6,
+                    real4: maps.real4,
+                    real6: maps.real6,
                     counters: maps.counters,
                 }),
                 dns,

@@ -23,6 +23,8 @@ use crate::HostError;
 
 /// How long a new IPv6 address may take to become usable; usually under a millisecond.
 const LOCAL_RETRIES: u32 = 2500;
+/// The table before all others (rtnetlink(7)).
+const RT_TABLE_LOCAL: u32 = 255;
 const LOCAL_PAUSE: Duration = Duration::from_millis(2);
 
 /// A netlink connection into the network namespace of the thread that opened it.
@@ -129,6 +131,18 @@ impl Network {
         Ok(())
     }
 
+    /// Makes the addresses that stand for destinations of datagrams local ones, for marked and unmarked sockets alike: a
+    /// mark would come too late for the first datagram. Nothing else on this host uses them.
+    pub(super) async fn add_blocks(&self, device: &Device, slot: Slot, ipv6: bool) -> Result<(), HostError> {
+        let ((four, len4), (six, len6)) = (slot.block4(), slot.block6());
+        let six = ipv6.then_some(IpNet::new_assert(six.into(), len6));
+        for net in [IpNet::new_assert(four.into(), len4)].into_iter().chain(six) {
+            let added = self.handle.route().add(local_route(device, slot, net, RT_TABLE_LOCAL)).execute().await;
+            added.map_err(|e| failed(format!("add the route to {net}"), &e))?;
+        }
+        Ok(())
+    }
+
     /// Makes the addresses of `net` local ones in the slot's table.
     pub(super) async fn add_route(&self, device: &Device, slot: Slot, net: IpNet) -> Result<(), HostError> {
         let added = self.handle.route().add(route(device, slot, net)).execute().await;
@@ -153,6 +167,10 @@ impl Network {
 }
 
 fn route(device: &Device, slot: Slot, net: IpNet) -> RouteMessage {
+    local_route(device, slot, net, slot.table())
+}
+
+fn local_route(device: &Device, slot: Slot, net: IpNet, table: u32) -> RouteMessage {
     match net {
         IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())
@@ -161,14 +179,14 @@ fn route(device: &Device, slot: Slot, net: IpNet) -> RouteMessage {
             .scope(RouteScope::Host)
             .kind(RouteType::Local)
             .output_interface(device.index)
-            .table_id(slot.table())
+            .table_id(table)
             .build(),
         IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())
             .pref_source(slot.ipv6())
             .kind(RouteType::Local)
             .output_interface(device.index)
-            .table_id(slot.table())
+            .table_id(table)
             .build(),
     }
 }
