@@ -6,6 +6,7 @@ mod host;
 #[cfg(target_os = "linux")]
 pub mod linux;
 mod maps;
+mod packet;
 #[cfg(target_os = "linux")]
 pub mod remote;
 
