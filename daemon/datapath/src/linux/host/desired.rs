@@ -58,8 +58,8 @@ impl Desired {
         if plan.road == Road::Express {
             let lists = [
                 (&steer, Action::Steer),
-                (&behind, Action::Steer),
-                (&hidden, Action::Except),
+                (&behind, Action::Virtual),
+                (&hidden, Action::Hidden),
                 (&except, Action::Except),
             ];
             desired.rules = lists.iter().flat_map(|(list, action)| list.iter().map(|net| (*net, *action))).collect();
