@@ -35,6 +35,7 @@ use super::{
     session::{Open, Session, Visitor},
 };
 use crate::{
+    config,
     failure::{Failure, Kind, chain},
     ipc::ConnectParams,
 };
@@ -48,6 +49,8 @@ pub(crate) async fn connect(
     let step = |text: String| drop(progress.send(text));
     let cluster = Cluster::load(params.kubeconfig.as_deref(), params.context.as_deref()).await?;
     let namespace = params.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
+
+    let config = config::merged(params.settings.clone(), cluster.settings.clone(), None)?;
 
     // Privilege first: it needs no network, and without it nothing else matters.
     let mut host = RemoteHost::connect(&params.rootd_socket).await.map_err(|e| no_rootd(&e))?;
@@ -127,6 +130,7 @@ pub(crate) async fn connect(
         rootd_version: host.welcome().release.clone(),
         rootd_socket: params.rootd_socket,
         since: Instant::now(),
+        config,
     };
     let connection = Connection::new(identity, host, inputs, lanes, session, names, maps, counters, tasks);
     step("Probing the way to the cluster".into());
