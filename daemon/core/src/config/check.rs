@@ -1,15 +1,18 @@
-//! What no single value shows: subnets that do not fit together, within a layer or across layers.
+//! What no single value shows: subnets that cannot be used, or not together, within a layer or across layers.
+//!
+//! [`decide`](crate::subnets::decide) finds the same and more, because it knows the cluster and the host; but it does not
+//! know places, and by then something has been started.
 
 use ipnet::IpNet;
 
-use super::{Config, ConfigError, Partial, Setting, settings::List};
-
-/// The longest prefixes of virtual ranges: below these there is no room for addresses worth the name.
-const LONGEST: (u8, u8) = (28, 112);
-/// The shortest prefixes of anything that is steered.
-const SHORTEST: (u8, u8) = (8, 16);
+use super::{Config, ConfigError, List, Partial, Setting};
+use crate::{
+    plan::may_be_steered,
+    subnets::{VnatSelector, ranges},
+};
 
 const VIRTUAL: &str = "routing.virtualSubnet";
+const VNAT: &str = "routing.vnat";
 const ALSO: &str = "routing.alsoProxySubnets";
 const NEVER: &str = "routing.neverProxySubnets";
 
@@ -22,7 +25,7 @@ impl Partial {
         fn of<T>(list: &Option<Setting<List<T>>>) -> &[Setting<T>] {
             list.as_ref().map_or(&[], |setting| &setting.value)
         }
-        check(of(&self.virtual_subnet), of(&self.also_proxy_subnets), of(&self.never_proxy_subnets))
+        check(of(&self.virtual_subnet), of(&self.vnat), of(&self.also_proxy_subnets), of(&self.never_proxy_subnets))
     }
 }
 
@@ -32,83 +35,65 @@ impl Config {
     /// # Errors
     /// The first [`ConfigError`]; it names both places.
     pub fn check(&self) -> Result<(), ConfigError> {
-        check(&self.virtual_subnet.value, &self.also_proxy_subnets.value, &self.never_proxy_subnets.value)
+        check(
+            &self.virtual_subnet.value,
+            &self.vnat.value,
+            &self.also_proxy_subnets.value,
+            &self.never_proxy_subnets.value,
+        )
     }
 }
 
-fn check(ranges: &[Setting<IpNet>], also: &[Setting<IpNet>], never: &[Setting<IpNet>]) -> Result<(), ConfigError> {
+fn check(
+    ranges: &[Setting<IpNet>],
+    vnat: &[Setting<VnatSelector>],
+    also: &[Setting<IpNet>],
+    never: &[Setting<IpNet>],
+) -> Result<(), ConfigError> {
     for (index, range) in ranges.iter().enumerate() {
-        usable(range)?;
-        if let Some(other) = ranges[..index].iter().find(|other| is_v4(other) == is_v4(range)) {
-            return Err(ConfigError::new(
-                range.origin.clone(),
-                VIRTUAL,
-                format!("{} is the second range of its family, after {}", range.value, other.value),
-                "give one IPv4 and one IPv6 range at most",
-            ));
+        let error = |what: String, next: &str| Err(ConfigError::new(range.origin.clone(), VIRTUAL, what, next));
+        if let Err(why) = ranges::can_hold(range.value) {
+            let what = format!("{} cannot hold virtual addresses: {why}", range.value);
+            return error(what, "choose a range that nothing uses, as 246.246.0.0/16");
+        }
+        let same_family = |other: &&Setting<IpNet>| other.value.addr().is_ipv4() == range.value.addr().is_ipv4();
+        if let Some(other) = ranges[..index].iter().find(same_family) {
+            let what = format!("{} is the second range of its family, after {}", range.value, other.value);
+            return error(what, "give one IPv4 and one IPv6 range at most");
         }
     }
-    for subnet in also {
-        let shortest = if is_v4(subnet) { SHORTEST.0 } else { SHORTEST.1 };
-        if subnet.value.prefix_len() < shortest {
-            return Err(ConfigError::new(
-                subnet.origin.clone(),
-                ALSO,
-                format!("{} is too wide: nothing shorter than /{shortest} is ever steered", subnet.value),
-                "name the subnets that you need",
-            ));
+    let selected = vnat.iter().filter_map(|selector| match selector.value {
+        VnatSelector::Cidr(net) => Some((Setting::new(net, selector.origin.clone()), VNAT)),
+        _ => None,
+    });
+    for (subnet, key) in selected.chain(also.iter().map(|subnet| (subnet.clone(), ALSO))) {
+        if let Err(why) = may_be_steered(&subnet.value) {
+            let next = "name the subnets that you need";
+            return Err(ConfigError::new(subnet.origin, key, why.to_string(), next));
         }
-        if let Some(range) = ranges.iter().find(|range| overlap(&range.value, &subnet.value)) {
-            return Err(collision(range, subnet, ALSO));
+        let overlaps =
+            |range: &&Setting<IpNet>| range.value.contains(&subnet.value) || subnet.value.contains(&range.value);
+        if let Some(range) = ranges.iter().find(overlaps) {
+            return Err(collision(range, &subnet, key));
         }
     }
-    let inside = |net: &IpNet| ranges.iter().find(|range| range.value.contains(net));
-    match never.iter().find_map(|subnet| Some((inside(&subnet.value)?, subnet))) {
+    let around = |net: &IpNet| ranges.iter().find(|range| range.value.contains(net));
+    match never.iter().find_map(|subnet| Some((around(&subnet.value)?, subnet))) {
         Some((range, subnet)) => Err(collision(range, subnet, NEVER)),
         None => Ok(()),
     }
 }
 
-fn usable(range: &Setting<IpNet>) -> Result<(), ConfigError> {
-    let net = &range.value;
-    let error = |what: String, next: &str| Err(ConfigError::new(range.origin.clone(), VIRTUAL, what, next));
-    let (shortest, longest) = if is_v4(range) { (SHORTEST.0, LONGEST.0) } else { (SHORTEST.1, LONGEST.1) };
-    if !(shortest..=longest).contains(&net.prefix_len()) {
-        let what = format!("{net} is too {}", if net.prefix_len() < shortest { "wide" } else { "narrow" });
-        return error(what, &format!("choose a prefix from /{shortest} to /{longest}"));
-    }
-    let (first, last) = (net.network(), net.broadcast());
-    for address in [first, last] {
-        let what = match address {
-            a if a.is_loopback() => "loopback",
-            a if a.is_multicast() => "multicast",
-            std::net::IpAddr::V4(a) if a.is_link_local() => "link-local",
-            std::net::IpAddr::V6(a) if a.is_unicast_link_local() => "link-local",
-            std::net::IpAddr::V4(a) if a.octets()[0] == 0 => "\"this network\"",
-            _ => continue,
-        };
-        return error(format!("{net} touches {what} addresses"), "choose a range that nothing uses, as 246.246.0.0/16");
-    }
-    Ok(())
-}
-
+/// Blames the stronger layer, which is what somebody has changed last; on equal terms the range, which can be moved.
 fn collision(range: &Setting<IpNet>, subnet: &Setting<IpNet>, key: &str) -> ConfigError {
-    // The stronger layer is the one that a user changed last, and on equal terms the range is what can be moved.
-    let ranges = range.origin.source >= subnet.origin.source;
-    let what = |other: &Setting<IpNet>, key: &str| format!("overlaps {} ({key}, {})", other.value, other.origin);
-    if ranges {
-        let what = format!("{} {}", range.value, what(subnet, key));
+    let overlaps = |one: &Setting<IpNet>, other: &Setting<IpNet>, key: &str| {
+        format!("{} overlaps {} ({key}, {})", one.value, other.value, other.origin)
+    };
+    if range.origin.source >= subnet.origin.source {
+        let what = overlaps(range, subnet, key);
         ConfigError::new(range.origin.clone(), VIRTUAL, what, "choose another virtual subnet")
     } else {
-        let what = format!("{} {}", subnet.value, what(range, VIRTUAL));
+        let what = overlaps(subnet, range, VIRTUAL);
         ConfigError::new(subnet.origin.clone(), key, what, "choose another subnet, or set routing.virtualSubnet")
     }
-}
-
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
-}
-
-fn is_v4(net: &Setting<IpNet>) -> bool {
-    matches!(net.value, IpNet::V4(_))
 }

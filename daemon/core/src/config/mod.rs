@@ -8,6 +8,7 @@
 //! A key that does not exist is an error in every source: a typo must not look like a setting.
 
 mod check;
+mod derive;
 mod origin;
 mod settings;
 mod suggest;

@@ -1,8 +1,8 @@
 //! The keys: each with its type, its default, and one place where it is named.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
 
@@ -11,6 +11,7 @@ use super::{
     tree::{self, Node, place},
     value::{Value, unknown},
 };
+use crate::subnets::{RoutingPolicy, VnatSelector};
 
 /// A list, each item of which knows where it stands.
 pub type List<T> = Vec<Setting<T>>;
@@ -82,6 +83,8 @@ settings! {
     datapath: Datapath = "datapath", Datapath::Auto;
     /// Where virtual addresses come from: at most one range of each family.
     virtual_subnet: List<IpNet> = "routing.virtualSubnet", default_virtual_subnets();
+    /// What is behind virtual addresses, conflict or not.
+    vnat: List<VnatSelector> = "routing.vnat", Vec::new();
     /// Whether a subnet in conflict moves behind virtual addresses by itself.
     auto_resolve_conflicts: bool = "routing.autoResolveConflicts", true;
     /// Where the cluster wins over the host's routes.
@@ -207,15 +210,12 @@ fn unknown_key(key: &Spanned<String>, path: &str, origin: &Origin) -> ConfigErro
     error
 }
 
-/// 246.246.0.0/16 is class E, which nobody routes; Windows does not route it either, so there it is another one.
 fn default_virtual_subnets() -> List<IpNet> {
-    let v4 = if cfg!(windows) {
-        Ipv4Net::new_assert(Ipv4Addr::new(211, 55, 48, 0), 20)
-    } else {
-        Ipv4Net::new_assert(Ipv4Addr::new(246, 246, 0, 0), 16)
-    };
-    let v6 = Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfd74, 0x7078, 0x246, 0, 0, 0, 0, 0), 64);
-    [v4.into(), v6.into()].into_iter().map(|net| Setting::new(net, Origin::default_value())).collect()
+    let usual = RoutingPolicy::here();
+    [usual.virtual4.into(), usual.virtual6.into()]
+        .into_iter()
+        .map(|net| Setting::new(net, Origin::default_value()))
+        .collect()
 }
 
 fn default_exclude_suffixes() -> List<DnsName> {

@@ -3,6 +3,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::{
+    dns::{Name, PolicyConfig},
+    subnets::RoutingPolicy,
+};
 
 fn file() -> Origin {
     Origin::file("config.yml")
@@ -21,6 +25,7 @@ const FULL: &str = "\
 datapath: tun
 routing:
   virtualSubnet: 100.10.20.0/24
+  vnat: [service, 10.44.0.0/16]
   autoResolveConflicts: false
   allowConflictingSubnets: 10.128.0.0/9
   alsoProxySubnets:
@@ -49,7 +54,7 @@ fn every_key_is_read() {
     assert_eq!(config.datapath.value, Datapath::Tun);
     assert!(!config.auto_resolve_conflicts.value);
     assert_eq!(config.also_proxy_subnets.value[1].value, "fd00:1::/64".parse().unwrap());
-    assert_eq!(config.also_proxy_subnets.value[1].origin.to_string(), "config.yml:8:7");
+    assert_eq!(config.also_proxy_subnets.value[1].origin.to_string(), "config.yml:9:7");
     assert_eq!(config.exclude_suffixes.value, []);
     assert_eq!(config.excludes.value[0].value.as_str(), "api.example.com");
     assert_eq!(config.mappings.value[0].value.alias_for, "shop.prod");
@@ -59,10 +64,10 @@ fn every_key_is_read() {
         config.rows().into_iter().map(|row| format!("{} = {} ({})", row.key, row.value, row.origin)).collect();
     for line in [
         "routing.virtualSubnet = 100.10.20.0/24 (config.yml:3:18)",
-        "routing.autoResolveConflicts = false (config.yml:4:25)",
-        "dns.excludeSuffixes = none (config.yml:12:20)",
-        "dns.mappings = shop.example -> shop.prod (config.yml:15:5)",
-        "dns.lookupTimeout = 1m30s (config.yml:17:18)",
+        "routing.autoResolveConflicts = false (config.yml:5:25)",
+        "dns.excludeSuffixes = none (config.yml:13:20)",
+        "dns.mappings = shop.example -> shop.prod (config.yml:16:5)",
+        "dns.lookupTimeout = 1m30s (config.yml:18:18)",
     ] {
         assert!(shown.iter().any(|shown| shown == line), "{line} is not in {shown:#?}");
     }
@@ -70,6 +75,22 @@ fn every_key_is_read() {
 
 /// Keys that [`FULL`] leaves out.
 const UNSET_IN_FULL: usize = 0;
+
+#[test]
+fn routing_follows_the_configuration() {
+    let config = Config::from(read(FULL));
+    let policy = config.routing();
+    assert_eq!(policy.virtual4.to_string(), "100.10.20.0/24");
+    assert_eq!(policy.virtual6, RoutingPolicy::VIRTUAL6);
+    assert_eq!(policy.vnat, ["service".parse().unwrap(), "10.44.0.0/16".parse().unwrap()]);
+    assert_eq!(policy.allow_conflicting, ["10.128.0.0/9".parse().unwrap()]);
+    assert_eq!((policy.also_proxy.len(), policy.never_proxy.len(), policy.auto_resolve), (2, 1, false));
+    assert_eq!(Config::from(Partial::default()).routing(), RoutingPolicy::here());
+    let mut names = PolicyConfig::new(Name::root());
+    config.rule_names(&mut names);
+    assert_eq!(names.include_suffixes, ["private".parse().unwrap()].into());
+    assert!(names.exclude_suffixes.is_empty());
+}
 
 #[test]
 fn nothing_sets_nothing() {
@@ -143,7 +164,7 @@ fn every_mistake_is_one_line_that_names_the_place() {
         ),
         (
             "routing: 10.0.0.0/8\n",
-            "config.yml:1:10: routing: \"10.0.0.0/8\" where a mapping belongs; known here: virtualSubnet, autoResolveConflicts, allowConflictingSubnets, alsoProxySubnets, neverProxySubnets",
+            "config.yml:1:10: routing: \"10.0.0.0/8\" where a mapping belongs; known here: virtualSubnet, vnat, autoResolveConflicts, allowConflictingSubnets, alsoProxySubnets, neverProxySubnets",
         ),
         (
             "- routing\n",
@@ -155,11 +176,11 @@ fn every_mistake_is_one_line_that_names_the_place() {
         ),
         (
             "routing:\n  virtualSubnet: 127.1.0.0/16\n",
-            "config.yml:2:18: routing.virtualSubnet: 127.1.0.0/16 touches loopback addresses; choose a range that nothing uses, as 246.246.0.0/16",
+            "config.yml:2:18: routing.virtualSubnet: 127.1.0.0/16 cannot hold virtual addresses: 127.1.0.0/16 touches loopback addresses (127.0.0.0/8); choose a range that nothing uses, as 246.246.0.0/16",
         ),
         (
-            "routing:\n  virtualSubnet: 246.0.0.0/30\n",
-            "config.yml:2:18: routing.virtualSubnet: 246.0.0.0/30 is too narrow; choose a prefix from /8 to /28",
+            "routing:\n  virtualSubnet: 246.0.0.0/31\n",
+            "config.yml:2:18: routing.virtualSubnet: 246.0.0.0/31 cannot hold virtual addresses: it has no room; choose a range that nothing uses, as 246.246.0.0/16",
         ),
         (
             "routing:\n  alsoProxySubnets: 0.0.0.0/0\n",
@@ -172,6 +193,18 @@ fn every_mistake_is_one_line_that_names_the_place() {
         (
             "routing:\n  virtualSubnet: 10.5.0.0/16\n  neverProxySubnets: 10.5.1.0/24\n",
             "config.yml:2:18: routing.virtualSubnet: 10.5.0.0/16 overlaps 10.5.1.0/24 (routing.neverProxySubnets, config.yml:3:22); choose another virtual subnet",
+        ),
+        (
+            "routing:\n  vnat: [services]\n",
+            "config.yml:2:10: routing.vnat: \"services\" is neither a subnet nor one of also, service, pods, all; did you mean service?",
+        ),
+        (
+            "routing:\n  vnat: 10.96.0.1/16\n",
+            "config.yml:2:9: routing.vnat: 10.96.0.1/16 has bits set behind its prefix; write 10.96.0.0/16",
+        ),
+        (
+            "routing:\n  vnat: [pods, 246.246.1.0/24]\n  virtualSubnet: 246.246.0.0/16\n",
+            "config.yml:3:18: routing.virtualSubnet: 246.246.0.0/16 overlaps 246.246.1.0/24 (routing.vnat, config.yml:2:16); choose another virtual subnet",
         ),
         ("dns:\n  lookupTimeout: 4\n", "config.yml:2:18: dns.lookupTimeout: 4 has no unit; write 4s or 4ms"),
         (

@@ -11,7 +11,10 @@ use super::{
     suggest::nearest,
     tree::{Node, place},
 };
-use crate::dns::Name;
+use crate::{
+    dns::Name,
+    subnets::{SelectorError, VnatSelector},
+};
 
 /// Why a text is no value: what is wrong, and what to do.
 pub(super) struct Problem {
@@ -127,6 +130,27 @@ impl Scalar for bool {
 
     fn shown(&self) -> Shown {
         Shown::Bool(*self)
+    }
+}
+
+impl Scalar for VnatSelector {
+    fn parse(text: &str) -> Result<Self, Problem> {
+        match text.trim().parse() {
+            Ok(selector) => Ok(selector),
+            Err(SelectorError::Unknown { text, suggestion }) => {
+                let words = Self::SYMBOLS.map(|(word, _)| word).join(", ");
+                let next = match suggestion {
+                    Some(word) => format!("did you mean {word}?"),
+                    None => "write a subnet as in 10.96.0.0/16, or one of these words".into(),
+                };
+                problem(format!("{text:?} is neither a subnet nor one of {words}"), next)
+            }
+            Err(SelectorError::Malformed(_) | SelectorError::HostBits(_)) => IpNet::parse(text).map(Self::Cidr),
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::Text(self.to_string())
     }
 }
 
