@@ -135,7 +135,7 @@ fn bounded(what: &'static str, count: usize, max: usize) -> Result<(), PlanError
     if count > max { Err(PlanError::TooMany { what, count, max }) } else { Ok(()) }
 }
 
-fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
+pub(crate) fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
     let shortest = if net.addr().is_ipv4() { SHORTEST.0 } else { SHORTEST.1 };
     if net.prefix_len() < shortest {
         return Err(PlanError::TooWide { net: *net, shortest });
