@@ -9,7 +9,8 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tpx_ebpf_abi::slot;
 
-use super::{Plan, Scope};
+use super::{Plan, ResolverLink, Road, Scope};
+use crate::dns::Name;
 
 /// Why a plan is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +56,15 @@ pub enum PlanError {
     /// The tunnel would swallow the questions of everybody who asks another port of it.
     #[error("the name server {0} would be steered; it has to be excepted")]
     SteeredNameServer(IpAddr),
+    /// systemd-resolved is only ever sent to tpx itself.
+    #[error("{0} is none of tpx's own resolver addresses")]
+    ForeignResolver(IpAddr),
+    /// Not a domain that systemd-resolved may be told.
+    #[error("{0:?} is no domain name of letters, digits, hyphens and underscores")]
+    Domain(String),
+    /// The floor cannot tell processes apart.
+    #[error("a process tree of its own needs the express lane; the TUN device serves the whole workstation only")]
+    TreeOnFloor,
     /// Not a plain absolute path.
     #[error("{} is no absolute path without dots", .0.display())]
     Path(PathBuf),
@@ -119,7 +129,11 @@ impl Plan {
                 return Err(PlanError::SteeredNameServer(*server));
             }
         }
+        if let Some(resolver) = &self.resolver {
+            resolver.check()?;
+        }
         match &self.scope {
+            Scope::Cgroup(_) if self.road == Road::Tun => Err(PlanError::TreeOnFloor),
             Scope::Cgroup(path)
                 if !path.is_absolute()
                     || path.components().any(|c| !matches!(c, Component::RootDir | Component::Normal(_))) =>
@@ -129,6 +143,28 @@ impl Plan {
             Scope::Cgroup(_) | Scope::Workstation => Ok(()),
         }
     }
+}
+
+impl ResolverLink {
+    fn check(&self) -> Result<(), PlanError> {
+        bounded("resolver addresses", self.servers.len(), Plan::MAX_NAME_SERVERS)?;
+        bounded("routing domains", self.routing_domains.len(), Plan::MAX_DOMAINS)?;
+        bounded("search domains", self.search_domains.len(), Plan::MAX_DOMAINS)?;
+        let own = |ip: &IpAddr| slot::Slot::all().any(|s| [s.resolver4().into(), s.resolver6().into()].contains(ip));
+        if let Some(foreign) = self.servers.iter().find(|ip| !own(ip)) {
+            return Err(PlanError::ForeignResolver(*foreign));
+        }
+        match self.routing_domains.iter().chain(&self.search_domains).find(|domain| !is_domain(domain)) {
+            Some(domain) => Err(PlanError::Domain(domain.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The root does not count: tpx would be asked for every name there is.
+fn is_domain(text: &str) -> bool {
+    let plain = |label: &[u8]| label.iter().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(b));
+    text.parse::<Name>().is_ok_and(|name| !name.is_empty() && name.labels().all(plain))
 }
 
 fn bounded(what: &'static str, count: usize, max: usize) -> Result<(), PlanError> {
@@ -242,6 +278,35 @@ mod tests {
         let plan = Plan { name_servers: vec![ip], ..steering(&["10.96.0.0/16"]) };
         assert_eq!(plan.check(), Err(PlanError::SteeredNameServer(ip)));
         assert_eq!(Plan { except: vec![ip.into()], ..plan }.check(), Ok(()));
+    }
+
+    #[test]
+    fn resolver_links() {
+        let link = |server: &str, domain: &str| {
+            let resolver = Some(ResolverLink {
+                servers: vec![server.parse().unwrap()],
+                routing_domains: vec![domain.into()],
+                search_domains: vec!["default.svc.cluster.local".into()],
+            });
+            Plan { resolver, ..steering(&[]) }.check()
+        };
+        let own = slot::Slot::FIRST.resolver4().to_string();
+        assert_eq!(link(&own, "cluster.local"), Ok(()));
+        assert_eq!(link(&slot::Slot::FIRST.resolver6().to_string(), "_x.a-1.example."), Ok(()));
+        for foreign in ["192.0.2.53", "246.246.255.53", "127.0.0.1"] {
+            assert_eq!(link(foreign, "svc"), Err(PlanError::ForeignResolver(foreign.parse().unwrap())));
+        }
+        for odd in ["", ".", "a..b", "a b", "~svc", "ü.example", &"a".repeat(64)] {
+            assert_eq!(link(&own, odd), Err(PlanError::Domain(odd.into())), "{odd}");
+        }
+    }
+
+    #[test]
+    fn the_floor_alone_serves_the_workstation_only() {
+        let plan = Plan { road: Road::Tun, ..steering(&["10.96.0.0/16"]) };
+        assert_eq!(plan.check(), Ok(()));
+        let tree = Scope::Cgroup("/sys/fs/cgroup/x".into());
+        assert_eq!(Plan { scope: tree, ..plan }.check(), Err(PlanError::TreeOnFloor));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
 use tpx_ebpf_abi::{Action, Counter, Flow, Rule, Verdict};
 
-use super::Handover;
+use super::ExpressFiles;
 use crate::maps::{CounterRow, HeldRow, MapsDump, NameServerRow, RuleRow};
 
 /// Copies of a datapath's map files, to look at.
@@ -21,19 +21,19 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// Copies the map files of a handover.
+    /// Copies the map files of an express lane.
     ///
     /// # Errors
     /// When a file is no such map, or no file can be opened any more.
-    pub fn of(handover: &Handover) -> io::Result<Self> {
+    pub fn of(files: &ExpressFiles) -> io::Result<Self> {
         Ok(Self {
-            rules4: open(&handover.rules4)?.try_into().map_err(other)?,
-            rules6: open(&handover.rules6)?.try_into().map_err(other)?,
-            names4: open(&handover.names4)?.try_into().map_err(other)?,
-            names6: open(&handover.names6)?.try_into().map_err(other)?,
-            held: open(&handover.held)?.try_into().map_err(other)?,
-            bypass: open(&handover.bypass)?.try_into().map_err(other)?,
-            counters: open(&handover.counters)?.try_into().map_err(other)?,
+            rules4: open(&files.rules4)?.try_into().map_err(other)?,
+            rules6: open(&files.rules6)?.try_into().map_err(other)?,
+            names4: open(&files.names4)?.try_into().map_err(other)?,
+            names6: open(&files.names6)?.try_into().map_err(other)?,
+            held: open(&files.held)?.try_into().map_err(other)?,
+            bypass: open(&files.bypass)?.try_into().map_err(other)?,
+            counters: open(&files.counters)?.try_into().map_err(other)?,
         })
     }
 

@@ -10,7 +10,7 @@ mod inspect;
 mod sys;
 
 pub use bypass::Bypass;
-pub use handover::{DnsSockets, Handover, Layout, WrongCount};
+pub use handover::{DnsSockets, ExpressFiles, Handover, Layout, WrongCount};
 #[cfg(feature = "privileged")]
 pub use host::{Features, LinuxHost, probe};
 pub use inspect::Maps;

@@ -11,7 +11,7 @@ use tpx_core::plan::Plan;
 use crate::{HostError, linux::Layout};
 
 /// Version of this protocol. Both ends have to speak the same one; [`Hello`] and [`Welcome`] stay readable for all.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Longest JSON of a frame, in bytes. A plan of the greatest allowed size takes about 60 KiB.
 pub const FRAME_MAX: usize = 1 << 20;
 /// Most files with one frame. The kernel's own limit is 253.

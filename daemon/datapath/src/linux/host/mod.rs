@@ -30,7 +30,7 @@ use self::{
     network::Footprint,
     programs::{Ahead, Programs},
 };
-use super::{DnsSockets, Handover};
+use super::{DnsSockets, ExpressFiles, Handover};
 use crate::{Host, HostError};
 
 /// Does the privileged work in the network namespace of the calling thread. Needs CAP_BPF, CAP_NET_ADMIN and
@@ -258,17 +258,23 @@ impl Applied {
                 .collect::<io::Result<_>>()?;
             Ok(Handover {
                 device: self.device.file()?,
-                listeners: [copy(&self.listeners[0])?, copy(&self.listeners[1])?],
-                raws: [copy(&self.raws[0])?, copy(&self.raws[1])?],
-                syns: maps.syns,
-                held: maps.held,
-                bypass: maps.bypass,
-                rules4: maps.rules4,
-                rules6: maps.rules6,
-                names4: maps.names4,
-                names6: maps.names6,
-                counters: maps.counters,
+                vnet_hdr: false,
+                mtu: 1500,
+                express: Some(ExpressFiles {
+                    listeners: [copy(&self.listeners[0])?, copy(&self.listeners[1])?],
+                    raws: [copy(&self.raws[0])?, copy(&self.raws[1])?],
+                    syns: maps.syns,
+                    held: maps.held,
+                    bypass: maps.bypass,
+                    rules4: maps.rules4,
+                    rules6: maps.rules6,
+                    names4: maps.names4,
+                    names6: maps.names6,
+                    counters: maps.counters,
+                }),
                 dns,
+                unsteered_name_servers: Vec::new(),
+                resolved: false,
             })
         };
         copies().map_err(|e| system("duplicate the files that are handed over", e))
