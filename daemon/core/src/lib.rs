@@ -10,3 +10,4 @@ pub mod dns;
 pub mod plan;
 pub mod subnets;
 pub mod syngate;
+pub mod vnat;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 mod decide;
 mod error;
 mod policy;
-mod ranges;
+pub(crate) mod ranges;
 mod selector;
 mod to_plan;
 
