@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cidr;
+pub mod config;
 pub mod dial;
 pub mod dns;
 pub mod plan;

@@ -8,6 +8,7 @@ use tokio::{
 };
 use tpx_api::{Facts, VERSION};
 use tpx_core::{
+    config::Config,
     plan::{Plan, Road, Scope},
     subnets::{self, decide_again},
 };
@@ -48,6 +49,8 @@ pub(crate) struct Identity {
     pub rootd_version: String,
     /// Its socket.
     pub rootd_socket: PathBuf,
+    /// What all layers of the configuration say.
+    pub config: Config,
     /// Since when.
     pub since: Instant,
 }
@@ -122,6 +125,7 @@ impl Connection {
         let reply = match request {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::ListNamespaces => Reply::Namespaces(self.namespaces()),
+            Request::ConfigView => Reply::Config(Box::new(self.identity.config.clone())),
             Request::MapsDump => match self.maps.dump() {
                 Ok(maps) => Reply::Maps(Box::new(maps)),
                 Err(e) => Reply::Failed(Failure::new(Kind::Host, format!("cannot read the maps: {e}"), "try again")),

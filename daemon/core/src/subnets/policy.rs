@@ -37,6 +37,12 @@ impl RoutingPolicy {
     /// The usual IPv6 range (RFC 4193): beside the block of tpx's own addresses, and never inside it.
     pub const VIRTUAL6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd74, 0x7078, 0x6e65, 0x7401, 0, 0, 0, 0), 64);
 
+    /// The usual rules of the system that this is built for.
+    #[must_use]
+    pub fn here() -> Self {
+        if cfg!(windows) { Self::for_windows() } else { Self::default() }
+    }
+
     /// The usual rules with the IPv4 range of Windows.
     #[must_use]
     pub fn for_windows() -> Self {

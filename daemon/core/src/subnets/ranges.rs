@@ -21,25 +21,30 @@ pub(crate) fn usable(range: IpNet) -> Vec<IpNet> {
 
 /// Checks that `range` can hold virtual addresses and that nothing else lives there.
 pub(super) fn check(range: IpNet, inputs: &Inputs) -> Result<(), SubnetError> {
-    let unusable = |why: String| SubnetError::VirtualUnusable { range, why };
+    can_hold(range).map_err(|why| SubnetError::VirtualUnusable { range, why })?;
+    match neighbour(range, inputs) {
+        Some(what) => Err(SubnetError::VirtualTaken { range, what }),
+        None => Ok(()),
+    }
+}
+
+/// Checks that `range` can hold virtual addresses, whatever lives there; says why not.
+pub(crate) fn can_hold(range: IpNet) -> Result<(), String> {
     if range != range.trunc() {
-        return Err(unusable(format!("bits are set behind its prefix; it could be {}", range.trunc())));
+        return Err(format!("bits are set behind its prefix; it could be {}", range.trunc()));
     }
     let narrowest = if range.addr().is_ipv4() { NARROWEST.0 } else { NARROWEST.1 };
     let usable = usable(range);
     if range.prefix_len() > narrowest || usable.is_empty() {
-        return Err(unusable("it has no room".to_owned()));
+        return Err("it has no room".to_owned());
     }
     // tpx's own addresses may be cut out of it, but they may not make it narrower than it is.
     let why = usable.iter().find_map(|net| may_be_steered(net).err());
     let wide = may_be_steered(&range).err().filter(|why| matches!(why, PlanError::TooWide { .. }));
     if let Some(why) = wide.or(why) {
-        return Err(unusable(why.to_string()));
+        return Err(why.to_string());
     }
-    match neighbour(range, inputs) {
-        Some(what) => Err(SubnetError::VirtualTaken { range, what }),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// What else uses addresses of `range`.

@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de};
 
+use crate::config::nearest;
+
 /// What should be behind virtual addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum VnatSelector {
@@ -62,34 +64,11 @@ impl FromStr for VnatSelector {
             let net: IpNet = text.parse().map_err(|_| SelectorError::Malformed(text.to_owned()))?;
             return if net == net.trunc() { Ok(Self::Cidr(net)) } else { Err(SelectorError::HostBits(net)) };
         }
-        Err(SelectorError::Unknown { text: text.to_owned(), suggestion: closest(text) })
+        Err(SelectorError::Unknown {
+            text: text.to_owned(),
+            suggestion: nearest(text, Self::SYMBOLS.map(|(word, _)| word)),
+        })
     }
-}
-
-/// The word that is at most two changes away, or that begins or ends as `text` does (`services`, `pod`).
-fn closest(text: &str) -> Option<&'static str> {
-    let text = text.to_ascii_lowercase();
-    VnatSelector::SYMBOLS
-        .iter()
-        .map(|(word, _)| (distance(&text, word), *word))
-        .filter(|(changes, word)| *changes <= 2.min(word.len() - 1))
-        .min()
-        .map(|(_, word)| word)
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let change = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 impl fmt::Display for VnatSelector {

@@ -20,7 +20,7 @@ use tpx_core::{dial::DialFailure, plan::Plan};
 use tpx_datapath::{
     Arrival, FlowSource as _, FlowStream, Host as _, HostError, Knock,
     linux::{
-        Bypass, DnsSockets, Handover, LinuxHost, Maps, Slot,
+        Bypass, DnsSockets, ExpressFiles, Handover, LinuxHost, Maps, Slot,
         express::{ExpressLane, ExpressParts},
     },
 };
@@ -56,6 +56,11 @@ pub(crate) fn plan(world: &World) -> Plan {
     }
 }
 
+/// The express lane's files.
+pub(crate) fn express(handover: &Handover) -> Result<&ExpressFiles> {
+    handover.express.as_ref().context("no express lane")
+}
+
 impl Relay {
     /// Applies a plan and serves it.
     pub(crate) fn start(world: &World, plan: &Plan) -> Result<Self> {
@@ -65,14 +70,16 @@ impl Relay {
     }
 
     pub(crate) fn serve(world: &World, host: LinuxHost, handover: Handover) -> Result<Self> {
-        world.expect_gone(&handover.counters)?;
+        world.expect_gone(&express(&handover)?.counters)?;
         world.block_on(async { Self::spawn(host, handover) })
     }
 
     /// Serves on the current runtime.
     pub(crate) fn spawn(host: LinuxHost, handover: Handover) -> Result<Self> {
-        let maps = Maps::of(&handover)?;
-        let Handover { device, listeners, raws, syns, held, bypass, dns, .. } = handover;
+        let Handover { device, express, dns, .. } = handover;
+        let express = express.context("no express lane")?;
+        let maps = Maps::of(&express)?;
+        let ExpressFiles { listeners, raws, syns, held, bypass, .. } = express;
         let mut source = ExpressLane::new(ExpressParts { listeners, raws, syns, held })?;
         let mut lane = JoinSet::new();
         let knocks = Arc::new(AtomicUsize::new(0));
