@@ -110,9 +110,10 @@ pub(crate) async fn connect(
         return Err(Failure::internal("the privileged daemon handed no express lane over"));
     };
     let maps = Maps::of(&files).map_err(internal)?;
-    let ExpressFiles { listeners, raws, syns, held, bypass, .. } = files;
+    let ExpressFiles { listeners, raws, syns, held, bypass, datagrams, targets, .. } = files;
     let bypass = Bypass::new(bypass).map_err(internal)?;
-    let express = ExpressLane::new(ExpressParts { listeners, raws, syns, held }).map_err(internal)?;
+    let parts = ExpressParts { listeners, raws, syns, held, datagrams, targets };
+    let express = ExpressLane::new(parts).map_err(internal)?;
 
     let lanes = Lanes::keep(lane, Arc::clone(&road) as Arc<dyn Connector>);
     let session = Session::keep(open, visitor, Arc::clone(&road) as Arc<dyn Connector>);
