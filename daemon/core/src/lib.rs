@@ -11,3 +11,4 @@ pub mod dns;
 pub mod plan;
 pub mod subnets;
 pub mod syngate;
+pub mod vnat;

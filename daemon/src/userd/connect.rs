@@ -13,7 +13,7 @@ use tpx_core::{
 use tpx_datapath::{
     Host as _,
     linux::{
-        Bypass, Handover, Maps,
+        Bypass, ExpressFiles, Handover, Maps,
         express::{ExpressLane, ExpressParts},
     },
     remote::{ConnectError, RemoteHost},
@@ -105,10 +105,15 @@ pub(crate) async fn connect(
         Failure::new(Kind::Host, format!("the privileged daemon could not apply the plan: {e}"), "see its log")
     })?;
     let internal = |e: std::io::Error| Failure::internal(format!("cannot use the datapath's files: {e}"));
-    let maps = Maps::of(&handover).map_err(internal)?;
-    let Handover { device, listeners, raws, syns, held, bypass, dns, .. } = handover;
+    let Handover { device, express, dns, .. } = handover;
+    let Some(files) = express else {
+        return Err(Failure::internal("the privileged daemon handed no express lane over"));
+    };
+    let maps = Maps::of(&files).map_err(internal)?;
+    let ExpressFiles { listeners, raws, syns, held, bypass, datagrams, targets, .. } = files;
     let bypass = Bypass::new(bypass).map_err(internal)?;
-    let express = ExpressLane::new(ExpressParts { listeners, raws, syns, held }).map_err(internal)?;
+    let parts = ExpressParts { listeners, raws, syns, held, datagrams, targets };
+    let express = ExpressLane::new(parts).map_err(internal)?;
 
     let lanes = Lanes::keep(lane, Arc::clone(&road) as Arc<dyn Connector>);
     let session = Session::keep(open, visitor, Arc::clone(&road) as Arc<dyn Connector>);
