@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use tpx_ebpf_abi::slot;
+use tpx_ebpf_abi::{BLOCK4, BLOCK6, slot};
 
 use super::{Plan, ResolverLink, Road, Scope};
 use crate::dns::Name;
@@ -73,22 +73,24 @@ pub enum PlanError {
 /// The shortest prefixes that are ever steered.
 const SHORTEST: (u8, u8) = (8, 16);
 
-const RESERVED4: [(&str, Ipv4Net); 6] = [
+const RESERVED4: [(&str, Ipv4Net); 7] = [
     ("\"this\" network", v4(0, 0, 0, 0, 8)),
     ("loopback addresses", v4(127, 0, 0, 0, 8)),
     ("link-local addresses", v4(169, 254, 0, 0, 16)),
     ("multicast addresses", v4(224, 0, 0, 0, 4)),
     ("the broadcast address", v4(255, 255, 255, 255, 32)),
     ("tpx's own addresses", Ipv4Net::new_assert(slot::OWN4.0, slot::OWN4.1)),
+    ("tpx's own addresses", Ipv4Net::new_assert(BLOCK4.0, BLOCK4.1)),
 ];
 
-const RESERVED6: [(&str, Ipv6Net); 6] = [
+const RESERVED6: [(&str, Ipv6Net); 7] = [
     ("the unspecified address", Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)),
     ("the loopback address", Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
     ("IPv4-mapped addresses", Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96)),
     ("link-local addresses", Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)),
     ("multicast addresses", Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8)),
     ("tpx's own addresses", Ipv6Net::new_assert(slot::OWN6.0, slot::OWN6.1)),
+    ("tpx's own addresses", Ipv6Net::new_assert(BLOCK6.0, BLOCK6.1)),
 ];
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, len: u8) -> Ipv4Net {
@@ -171,7 +173,7 @@ fn bounded(what: &'static str, count: usize, max: usize) -> Result<(), PlanError
     if count > max { Err(PlanError::TooMany { what, count, max }) } else { Ok(()) }
 }
 
-fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
+pub(crate) fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
     let shortest = if net.addr().is_ipv4() { SHORTEST.0 } else { SHORTEST.1 };
     if net.prefix_len() < shortest {
         return Err(PlanError::TooWide { net: *net, shortest });
@@ -183,7 +185,7 @@ fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
 }
 
 /// The reserved range that shares an address with `net`.
-fn reserved(net: &IpNet) -> Option<(&'static str, IpNet)> {
+pub(crate) fn reserved(net: &IpNet) -> Option<(&'static str, IpNet)> {
     let four = RESERVED4.iter().map(|(what, r)| (*what, IpNet::V4(*r)));
     let six = RESERVED6.iter().map(|(what, r)| (*what, IpNet::V6(*r)));
     four.chain(six).find(|(_, r)| r.contains(net) || net.contains(r))
@@ -243,6 +245,8 @@ mod tests {
             "255.0.0.0/8",
             "246.246.0.0/16",
             "246.246.255.53/32",
+            "246.0.0.0/8",
+            "246.31.1.0/24",
             "::1/128",
             "::/16",
             "::ffff:10.96.0.1/128",
@@ -250,6 +254,7 @@ mod tests {
             "ff02::1/128",
             "fd74:7078:6e65:7400::53/128",
             "fd74::/16",
+            "fd74:7078:6e65:74f7::/64",
         ];
         for net in reserved {
             assert!(matches!(steering(&[net]).check(), Err(PlanError::Reserved { .. })), "{net}");

@@ -34,6 +34,7 @@ use self::{
     network::{Footprint, Network},
     programs::{Ahead, Programs},
     rules::Rule,
+    sockets::Datagrams,
 };
 use super::{DnsSockets, ExpressFiles, Handover};
 use crate::{Host, HostError};
@@ -70,6 +71,7 @@ struct Express {
     scope: Option<Scope>,
     listeners: [OwnedFd; 2],
     raws: [OwnedFd; 2],
+    datagrams: Datagrams,
 }
 
 /// What maps and tables hold now.
@@ -103,7 +105,12 @@ impl LinuxHost {
         let footprint = Footprint::of(self.slot);
         let ipv6 = device.has_ipv6();
         network.bring_up(&device, self.slot, ipv6).await?;
-        let express = if express { Some(self.express(&device, ipv6)?) } else { None };
+        let express = if express {
+            network.add_blocks(&device, self.slot, ipv6).await?;
+            Some(self.express(&device, ipv6)?)
+        } else {
+            None
+        };
         for rule in Rule::standing(express.is_some(), ipv6) {
             network.add_rule(self.slot, rule).await?;
         }
@@ -122,10 +129,12 @@ impl LinuxHost {
     }
 
     fn express(&mut self, device: &Device, ipv6: bool) -> Result<Express, HostError> {
-        let mut programs = Programs::load(self.slot, device.index, self.ahead.take())?;
+        let datagrams = Datagrams::open(self.slot, ipv6)?;
+        let mut programs = Programs::load(self.slot, device.index, datagrams.port, self.ahead.take())?;
+        datagrams.register(&mut programs)?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
         let raws = sockets::raws(self.slot, ipv6)?;
-        Ok(Express { programs, scope: None, listeners, raws })
+        Ok(Express { programs, scope: None, listeners, raws, datagrams })
     }
 }
 
@@ -261,6 +270,12 @@ impl Express {
             rules6: maps.rules6,
             names4: maps.names4,
             names6: maps.names6,
+            datagrams: self.datagrams.copies()?,
+            targets: maps.targets,
+            virtual4: maps.virtual4,
+            virtual6: maps.virtual6,
+            real4: maps.real4,
+            real6: maps.real6,
             counters: maps.counters,
         })
     }

@@ -30,6 +30,8 @@ use crate::HostError;
 /// How long a new IPv6 address may take to become usable; usually under a millisecond.
 const LOCAL_RETRIES: u32 = 2500;
 const LOCAL_PAUSE: Duration = Duration::from_millis(2);
+/// The kernel's own table of local addresses (linux/rtnetlink.h).
+const RT_TABLE_LOCAL: u32 = 255;
 
 /// A netlink connection into the network namespace of the thread that opened it.
 pub(super) struct Network {
@@ -132,6 +134,18 @@ impl Network {
         tolerate(gone, libc::ENOENT).map_err(|e| failed(format!("remove the policy rule {rule}"), &e))
     }
 
+    /// Makes the addresses that stand for destinations of datagrams local ones, for marked and unmarked sockets alike: a
+    /// mark would come too late for the first datagram. Nothing else on this host uses them.
+    pub(super) async fn add_blocks(&self, device: &Device, slot: Slot, ipv6: bool) -> Result<(), HostError> {
+        let ((four, len4), (six, len6)) = (slot.block4(), slot.block6());
+        let six = ipv6.then_some(IpNet::new_assert(six.into(), len6));
+        for net in [IpNet::new_assert(four.into(), len4)].into_iter().chain(six) {
+            let added = self.handle.route().add(route_in(device, slot, RT_TABLE_LOCAL, true, net)).execute().await;
+            added.map_err(|e| failed(format!("add the route to {net}"), &e))?;
+        }
+        Ok(())
+    }
+
     /// Leads the addresses of `net` to this host or to the device, as the table is.
     pub(super) async fn add_route(
         &self,
@@ -179,8 +193,12 @@ impl Network {
 }
 
 fn route(device: &Device, slot: Slot, table: Table, net: IpNet) -> RouteMessage {
+    route_in(device, slot, table.id(slot), table.is_local(), net)
+}
+
+fn route_in(device: &Device, slot: Slot, table: u32, local: bool, net: IpNet) -> RouteMessage {
     let (kind, scope) =
-        if table.is_local() { (RouteType::Local, RouteScope::Host) } else { (RouteType::Unicast, RouteScope::Link) };
+        if local { (RouteType::Local, RouteScope::Host) } else { (RouteType::Unicast, RouteScope::Link) };
     match net {
         IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())
@@ -189,14 +207,14 @@ fn route(device: &Device, slot: Slot, table: Table, net: IpNet) -> RouteMessage 
             .scope(scope)
             .kind(kind)
             .output_interface(device.index)
-            .table_id(table.id(slot))
+            .table_id(table)
             .build(),
         IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())
             .pref_source(slot.ipv6())
             .kind(kind)
             .output_interface(device.index)
-            .table_id(table.id(slot))
+            .table_id(table)
             .build(),
     }
 }

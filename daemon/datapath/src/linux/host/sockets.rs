@@ -6,9 +6,10 @@ use std::{
     os::fd::OwnedFd,
 };
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tpx_ebpf_abi::{
-    maps::{LISTENER4, LISTENER6},
+    maps::{DATAGRAMS4, DATAGRAMS6, LISTENER4, LISTENER6},
     mark,
     slot::Slot,
 };
@@ -22,6 +23,10 @@ use crate::{
 /// Connections that wait for accept(); net.core.somaxconn is the kernel's own bound.
 const BACKLOG: i32 = 4096;
 const DNS_BACKLOG: i32 = 256;
+/// Bytes of datagrams that wait for the daemon, with the kernel's overhead.
+const RECEIVE_BUFFER: usize = 8 << 20;
+/// Ports that are tried.
+const PORT_TRIES: u32 = 16;
 
 /// The transparent listeners for both families, with the filter that holds SYNs, registered with the programs.
 pub(super) fn listeners(slot: Slot, ipv6: bool, programs: &mut Programs) -> Result<[OwnedFd; 2], HostError> {
@@ -30,7 +35,7 @@ pub(super) fn listeners(slot: Slot, ipv6: bool, programs: &mut Programs) -> Resu
         // The filter comes before listen(): no SYN may slip through.
         programs.hold(&socket)?;
         socket.listen(BACKLOG).map_err(|e| system(format!("listen at {own}"), e))?;
-        programs.set_listener(index, &socket)?;
+        programs.set_socket(index, &socket)?;
         Ok(OwnedFd::from(socket))
     };
     Ok([make(LISTENER4, slot.ipv4().into())?, make(LISTENER6, six_or_four(slot, ipv6))?])
@@ -53,6 +58,69 @@ fn listener(own: IpAddr) -> io::Result<Socket> {
     }
     socket.bind(&SockAddr::from(at))?;
     sys::set_fast_open(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// The UDP sockets that datagrams for the cluster arrive at.
+#[derive(Debug)]
+pub(super) struct Datagrams {
+    sockets: [Socket; 2],
+    /// Both have it.
+    pub(super) port: u16,
+}
+
+impl Datagrams {
+    /// Makes them, at the device's own addresses: what else comes there is for nobody. The port is any free one, so that
+    /// no program of the laptop's is in the way, and sockets from before a restart do not find the new ones.
+    pub(super) fn open(slot: Slot, ipv6: bool) -> Result<Self, HostError> {
+        let mut last = None;
+        for _ in 0..PORT_TRIES {
+            match datagrams(slot, ipv6) {
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse => last = Some(e),
+                other => return other.map_err(|e| system("prepare the sockets for datagrams", e)),
+            }
+        }
+        let e = last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into());
+        Err(system("find a port that is free for both families", e))
+    }
+
+    /// Registers them with the programs.
+    pub(super) fn register(&self, programs: &mut Programs) -> Result<(), HostError> {
+        programs.set_socket(DATAGRAMS4, &self.sockets[0])?;
+        programs.set_socket(DATAGRAMS6, &self.sockets[1])
+    }
+
+    /// Copies for the user daemon.
+    pub(super) fn copies(&self) -> io::Result<[OwnedFd; 2]> {
+        let [four, six] = &self.sockets;
+        Ok([four.try_clone()?.into(), six.try_clone()?.into()])
+    }
+}
+
+fn datagrams(slot: Slot, ipv6: bool) -> io::Result<Datagrams> {
+    let four = datagram_socket(slot, SocketAddr::new(slot.ipv4().into(), 0))?;
+    let port = four.local_addr()?.as_socket().map_or(0, |a| a.port());
+    // A second one at the same IPv4 address needs a port of its own.
+    let at = six_or_four(slot, ipv6);
+    let six = datagram_socket(slot, SocketAddr::new(at, if ipv6 { port } else { 0 }))?;
+    Ok(Datagrams { sockets: [four, six], port })
+}
+
+fn datagram_socket(slot: Slot, at: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(at), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if at.is_ipv4() {
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+    } else {
+        socket.set_only_v6(true)?;
+        setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        // Answers come from addresses that no device has.
+        socket.set_freebind_v6(true)?;
+    }
+    // A burst waits here while the daemon does something else.
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+    // What the daemon sends is never steered, wherever the application's address lies.
+    socket.set_mark(mark::reinject(slot))?;
+    socket.bind(&SockAddr::from(at))?;
     Ok(socket)
 }
 
