@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
-use sha2::{Digest as _, Sha256};
 use tokio::time::sleep;
 use tpx_core::dial::DialFailure;
 use tpx_datapath::{Arrival, DatagramFlow, EchoFlow, Floor, FlowSource as _, FlowStream, Knock, NetStream};
+
+use crate::sum::Sum;
 
 pub(crate) const ECHO: u16 = 80;
 pub(crate) const REFUSED: u16 = 81;
@@ -94,14 +95,14 @@ async fn echo(stream: &NetStream) -> io::Result<()> {
 }
 
 async fn sink(stream: &NetStream) -> io::Result<()> {
-    let (mut bytes, mut sum) = (vec![0; 128 << 10], Sha256::new());
+    let (mut bytes, mut sum) = (vec![0; 128 << 10], Sum::default());
     loop {
         match read(stream, &mut bytes).await? {
             0 => break,
             n => sum.update(&bytes[..n]),
         }
     }
-    write(stream, &sum.finalize()).await?;
+    write(stream, &sum.finish()).await?;
     stream.shutdown_write()
 }
 
@@ -113,7 +114,7 @@ async fn source(stream: &NetStream) -> io::Result<()> {
         line.extend_from_slice(&bytes[..n]);
     }
     let length: usize = String::from_utf8_lossy(&line).trim().parse().map_err(io::Error::other)?;
-    let (mut left, mut sum, mut number) = (length, Sha256::new(), 0u32);
+    let (mut left, mut sum, mut number) = (length, Sum::default(), 0u32);
     while left > 0 {
         let part: Vec<u8> = (0..left.min(100_001) as u32).map(|i| (i ^ number) as u8).collect();
         number += 1;
@@ -121,7 +122,7 @@ async fn source(stream: &NetStream) -> io::Result<()> {
         sum.update(&part);
         write(stream, &part).await?;
     }
-    write(stream, &sum.finalize()).await?;
+    write(stream, &sum.finish()).await?;
     stream.shutdown_write()?;
     let n = read(stream, &mut [0; 1]).await?;
     assert_eq!(n, 0);

@@ -9,11 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use sha2::{Digest as _, Sha256};
 use socket2::SockRef;
 
 use crate::{
     cluster::{self, HOLD},
+    sum::Sum,
     world::World,
 };
 
@@ -70,7 +70,7 @@ pub(crate) fn volume(world: &World) -> Result<()> {
     const MUCH: usize = 64 << 20;
     world.everywhere(cluster::SINK, |_, to| {
         let mut stream = connect(to)?;
-        let mut sum = Sha256::new();
+        let mut sum = Sum::default();
         for number in 0..MUCH >> 20 {
             let part: Vec<u8> = (0..1u32 << 20).map(|i| (i ^ i >> 8 ^ number as u32) as u8).collect();
             sum.update(&part);
@@ -79,13 +79,13 @@ pub(crate) fn volume(world: &World) -> Result<()> {
         stream.shutdown(Shutdown::Write)?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).context("read the sum")?;
-        ensure!(answer == sum.finalize().as_slice(), "garbled");
+        ensure!(answer == sum.finish(), "garbled");
         Ok(())
     })?;
     world.everywhere(cluster::SOURCE, |_, to| {
         let mut stream = connect(to)?;
         writeln!(stream, "{MUCH}")?;
-        let (mut sum, mut left, mut bytes) = (Sha256::new(), MUCH, vec![0; 256 << 10]);
+        let (mut sum, mut left, mut bytes) = (Sum::default(), MUCH, vec![0; 256 << 10]);
         while left > 0 {
             let most = left.min(bytes.len());
             let n = stream.read(&mut bytes[..most]).context("read")?;
@@ -95,7 +95,7 @@ pub(crate) fn volume(world: &World) -> Result<()> {
         }
         let mut said = Vec::new();
         stream.read_to_end(&mut said)?;
-        ensure!(said == sum.finalize().as_slice(), "garbled");
+        ensure!(said == sum.finish(), "garbled");
         Ok(())
     })
 }

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod connections;
+mod sum;
 #[expect(unsafe_code, reason = "making a TUN device")]
 mod sys;
 mod world;
