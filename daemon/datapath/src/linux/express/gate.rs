@@ -63,13 +63,7 @@ impl Gate {
         let map = MapData::from_fd(held).and_then(Map::from_map_data).map_err(io::Error::other)?;
         let held = map.try_into().map_err(|e: MapError| io::Error::other(e))?;
         let inner = Inner { machine: SynGate::new(limits), held, released: BTreeMap::new(), armed: None };
-        Ok(Self {
-            inner: Mutex::new(inner),
-            raws,
-            listeners,
-            start: Instant::now(),
-            earlier: Notify::new(),
-        })
+        Ok(Self { inner: Mutex::new(inner), raws, listeners, start: Instant::now(), earlier: Notify::new() })
     }
 
     /// A SYN came through the ring buffer. True: it is a new attempt, announce it.
