@@ -6,6 +6,7 @@
 
 use std::{io, time::Duration};
 
+use bytes::BufMut;
 use smoltcp::{
     iface::{Config, Interface, SocketHandle, SocketSet},
     phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken},
@@ -210,6 +211,28 @@ impl TcpFlow {
             Err(RecvError::Finished) => Ok(0),
             Err(RecvError::InvalidState) => Err(self.broken.unwrap_or(Broken::Aborted).into()),
         }
+    }
+
+    /// As [`recv`](Self::recv), into memory that is not initialised.
+    pub(crate) fn recv_buf(&mut self, into: &mut impl BufMut) -> io::Result<usize> {
+        let mut taken = 0;
+        // Twice: what was received may lie around the end of the ring.
+        for _ in 0..2 {
+            let room = into.remaining_mut();
+            let took = self.socket_mut().recv(|bytes| {
+                let count = bytes.len().min(room);
+                into.put_slice(&bytes[..count]);
+                (count, count)
+            });
+            match took {
+                Ok(0) => break,
+                Ok(count) => taken += count,
+                Err(_) if taken > 0 => break,
+                Err(RecvError::Finished) => return Ok(0),
+                Err(RecvError::InvalidState) => return Err(self.broken.unwrap_or(Broken::Aborted).into()),
+            }
+        }
+        if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
     }
 
     /// Whether [`recv`](Self::recv) has an answer other than "would block".
