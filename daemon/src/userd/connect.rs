@@ -56,7 +56,6 @@ pub(crate) async fn connect(
     let cluster = Cluster::load(params.kubeconfig.as_deref(), params.context.as_deref()).await?;
     let namespace = params.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
 
-    let config = config::merged((*params.settings).clone(), cluster.settings.clone(), None)?;
 
     // Privilege first: it needs no network, and without it nothing else matters.
     let mut host = RemoteHost::connect(&params.rootd_socket).await.map_err(|e| no_rootd(&e))?;
