@@ -15,5 +15,5 @@ pub mod remote;
 pub use floor::{Floor, FloorGauge, FloorReading, FloorSettings, NetStream, PacketDevice};
 pub use flow::{Arrival, DatagramFlow, DatagramReturn, Echo, EchoFlow, EchoReturn, FlowSource, FlowStream, Knock};
 pub use host::{Host, HostError};
-pub use maps::{CounterRow, HeldRow, MapsDump, NameServerRow, RuleRow};
+pub use maps::{CounterRow, DatagramRow, HeldRow, MapsDump, NameServerRow, RuleRow, VirtualRow};
 pub use netstack::Offload;

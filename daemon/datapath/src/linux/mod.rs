@@ -8,12 +8,14 @@ mod host;
 mod inspect;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper")]
 mod sys;
+mod translations;
 mod tun;
 
 pub use bypass::Bypass;
-pub use handover::{DnsSockets, Handover, Layout, WrongCount};
+pub use handover::{DnsSockets, ExpressFiles, Handover, Layout, WrongCount};
 #[cfg(feature = "privileged")]
 pub use host::{Features, LinuxHost, probe};
 pub use inspect::Maps;
 pub use tpx_ebpf_abi::slot::Slot;
+pub use translations::{TranslationError, Translations};
 pub use tun::Tun;

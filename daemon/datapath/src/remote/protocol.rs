@@ -11,7 +11,7 @@ use tpx_core::plan::Plan;
 use crate::{HostError, linux::Layout};
 
 /// Version of this protocol. Both ends have to speak the same one; [`Hello`] and [`Welcome`] stay readable for all.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Longest JSON of a frame, in bytes. A plan of the greatest allowed size takes about 60 KiB.
 pub const FRAME_MAX: usize = 1 << 20;
 /// Most files with one frame. The kernel's own limit is 253.
@@ -26,7 +26,7 @@ pub enum Request {
     /// Always the first one.
     Hello(Hello),
     /// Make the host look like this. The first success makes the connection the session.
-    Apply(Plan),
+    Apply(Box<Plan>),
     /// Undo everything and give the session up.
     Revert,
     /// Say what is going on.
@@ -264,7 +264,7 @@ mod tests {
 
     fn apply(subnets: usize) -> Request {
         let steer = (0..subnets).map(|i| format!("fd96:{i:x}::/64").parse().unwrap()).collect();
-        Request::Apply(Plan { steer, ..Plan::default() })
+        Request::Apply(Box::new(Plan { steer, ..Plan::default() }))
     }
 
     #[test]

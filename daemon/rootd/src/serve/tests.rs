@@ -64,7 +64,14 @@ impl Host for NotingHost {
             2 => return Err(HostError::Unsupported("this kernel has no BPF".into())),
             n => self.0.add(Note::Applied(n)),
         }
-        let layout = Layout { dns: vec![("10.9.8.7".parse().unwrap(), "246.246.255.53:53".parse().unwrap())] };
+        let layout = Layout {
+            vnet_hdr: true,
+            mtu: 1500,
+            express: true,
+            dns: vec![("10.9.8.7".parse().unwrap(), "246.246.255.53:53".parse().unwrap())],
+            unsteered_name_servers: vec![],
+            resolved: false,
+        };
         let files = (0..layout.files()).map(|_| OwnedFd::from(File::open("/dev/null").unwrap())).collect();
         Ok(Handover::from_fds(layout, files).unwrap())
     }

@@ -92,13 +92,16 @@ async fn serve(socket: &Path, cgroup: &Path) -> Result<()> {
         ..Plan::default()
     };
     let handover = host.apply(&plan).await?;
-    let maps = Maps::of(&handover)?;
+    let express = handover.express.context("no express lane")?;
+    let maps = Maps::of(&express)?;
     let _device = handover.device;
     let mut lane = ExpressLane::new(ExpressParts {
-        listeners: handover.listeners,
-        raws: handover.raws,
-        syns: handover.syns,
-        held: handover.held,
+        listeners: express.listeners,
+        raws: express.raws,
+        syns: express.syns,
+        held: express.held,
+        datagrams: express.datagrams,
+        targets: express.targets,
     })?;
     let gauge = lane.gauge();
     let closed = host.closed();

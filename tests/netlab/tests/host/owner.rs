@@ -15,7 +15,7 @@ use tpx_datapath::{
 };
 use tpx_netlab::World;
 
-use crate::relay::Relay;
+use crate::relay::{Relay, express};
 
 const PLAN: &str = "TPX_NETLAB_PLAN";
 const FEW: &str = "TPX_NETLAB_FEW_CAPABILITIES";
@@ -47,7 +47,8 @@ fn serve() -> Result<()> {
     runtime.block_on(async {
         let mut host = LinuxHost::new(Slot::FIRST);
         let handover = host.apply(&plan).await?;
-        let counters = aya::maps::MapData::from_fd(handover.counters.try_clone()?)?.info()?.id();
+        let counters = express(&handover)?.counters.try_clone()?;
+        let counters = aya::maps::MapData::from_fd(counters)?.info()?.id();
         let relay = Relay::spawn(host, handover)?;
         println!("{counters}");
         let end = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));

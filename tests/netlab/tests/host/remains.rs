@@ -16,7 +16,7 @@ use tpx_netlab::World;
 use crate::{
     app::{self, addr},
     owner,
-    relay::{Relay, answered, plan},
+    relay::{Relay, answered, express, plan},
 };
 
 const V4: &str = "10.96.3.7:80";
@@ -29,7 +29,7 @@ fn inode(fd: &impl std::os::fd::AsFd) -> Result<u64> {
 pub(crate) fn again(world: &World) -> Result<()> {
     let mut host = LinuxHost::new(Slot::FIRST);
     let first = world.block_on(host.apply(&plan(world)))?;
-    let before = (inode(&first.listeners[0])?, inode(&first.dns[1].udp)?);
+    let before = (inode(&express(&first)?.listeners[0])?, inode(&first.dns[1].udp)?);
     let mut relay = Relay::serve(world, host, first)?;
     let open = app::connect(addr(V4))?;
 
@@ -38,7 +38,7 @@ pub(crate) fn again(world: &World) -> Result<()> {
     other.except = vec!["10.97.1.0/24".parse()?];
     other.name_servers = vec!["127.0.0.53".parse()?, "198.51.100.53".parse()?];
     let mut second = relay.apply(world, &other)?;
-    ensure!(before == (inode(&second.listeners[0])?, inode(&second.dns[0].udp)?), "other files");
+    ensure!(before == (inode(&express(&second)?.listeners[0])?, inode(&second.dns[0].udp)?), "other files");
     ensure!(relay.rules()? == ["10.96.0.0/17", "10.97.0.0/16", "10.97.1.0/24", "fd96::/112"], "{:?}", relay.rules()?);
     ensure!(world.residue()?.routes.len() == 3, "{:?}", world.residue()?.routes);
     app::connect(addr("10.97.3.7:80")).context("the new subnet")?;
@@ -197,7 +197,7 @@ pub(crate) fn files_are_out(world: &World) -> Result<()> {
 pub(crate) fn dropped(world: &World) -> Result<()> {
     let mut host = LinuxHost::new(Slot::FIRST);
     let handover = world.block_on(host.apply(&plan(world)))?;
-    world.expect_gone(&handover.counters)?;
+    world.expect_gone(&express(&handover)?.counters)?;
     drop(handover);
     drop(host);
     Ok(())
