@@ -17,7 +17,7 @@ use super::{
     addresses::Addresses,
     datagrams::{carry_datagrams, carry_echoes, refuse_echoes},
     lanes::Lanes,
-    netstack::Netstack,
+    netstream::Relayed,
     status::Flows,
 };
 
@@ -135,7 +135,7 @@ async fn carry_connection(knock: Box<dyn Knock>, carrying: Carrying) {
     let _open = counters.open();
     let transferred = match own {
         FlowStream::Socket(tcp) => relay(tcp, stream).await,
-        FlowStream::Netstack(own) => relay(Netstack(own), stream).await,
+        FlowStream::Netstack(own) => relay(Relayed(own), stream).await,
     };
     counters.moved(transferred.up, transferred.down);
     tracing::debug!("{source} -> {destination}: {transferred:?}");

@@ -12,7 +12,7 @@ pub(crate) mod kubernetes;
 mod lanes;
 mod logging;
 mod names;
-mod netstack;
+mod netstream;
 mod probe;
 mod road;
 mod routing;

@@ -48,10 +48,10 @@ impl NetStream {
         self.shared.with(&self.flow, |tcp| tcp.recv(into))
     }
 
-    /// As [`try_read`](Self::try_read), into memory that need not be initialised.
+    /// The same into a buffer that may grow: takes all that is there and fits.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`try_read`](Self::try_read).
     pub fn try_read_buf(&self, into: &mut impl BufMut) -> io::Result<usize> {
         self.shared.with(&self.flow, |tcp| tcp.recv_buf(into))
     }

@@ -213,26 +213,25 @@ impl TcpFlow {
         }
     }
 
-    /// As [`recv`](Self::recv), into memory that is not initialised.
+    /// The same into a buffer that may grow.
     pub(crate) fn recv_buf(&mut self, into: &mut impl BufMut) -> io::Result<usize> {
-        let mut taken = 0;
-        // Twice: what was received may lie around the end of the ring.
-        for _ in 0..2 {
-            let room = into.remaining_mut();
-            let took = self.socket_mut().recv(|bytes| {
-                let count = bytes.len().min(room);
-                into.put_slice(&bytes[..count]);
-                (count, count)
-            });
-            match took {
-                Ok(0) => break,
-                Ok(count) => taken += count,
-                Err(_) if taken > 0 => break,
+        let mut all = 0;
+        loop {
+            let take = |data: &mut [u8]| {
+                let n = data.len().min(into.remaining_mut());
+                into.put_slice(&data[..n]);
+                (n, n)
+            };
+            // Twice at most: the ring's end, and its beginning.
+            match self.socket_mut().recv(take) {
+                Ok(0) if all == 0 && into.has_remaining_mut() => return Err(io::ErrorKind::WouldBlock.into()),
+                Ok(0) => return Ok(all),
+                Ok(n) => all += n,
+                Err(_) if all > 0 => return Ok(all),
                 Err(RecvError::Finished) => return Ok(0),
                 Err(RecvError::InvalidState) => return Err(self.broken.unwrap_or(Broken::Aborted).into()),
             }
         }
-        if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
     }
 
     /// Whether [`recv`](Self::recv) has an answer other than "would block".

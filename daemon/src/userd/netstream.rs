@@ -1,4 +1,4 @@
-//! A connection of the floor's as a socket for the relay.
+//! A connection of the floor's as the relay's socket.
 
 use std::{
     future::poll_fn,
@@ -10,10 +10,10 @@ use bytes::BufMut;
 use tpx_datapath::NetStream;
 use tpx_link::relay::Socket;
 
-/// Wraps it: the relay and the datapath do not know each other.
-pub(crate) struct Netstack(pub(crate) NetStream);
+/// A flow of the netstack, to be relayed.
+pub(crate) struct Relayed(pub NetStream);
 
-impl Socket for Netstack {
+impl Socket for Relayed {
     fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.poll_read_ready(cx)
     }
