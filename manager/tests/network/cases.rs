@@ -68,7 +68,6 @@ async fn event(datagrams: &mut Datagrams) -> Option<Event> {
 async fn echo_requests_are_answered() {
     let laptop = Laptop::new().await;
     for target in ["127.0.0.1", "::1", "10.9.0.2", "fd09:0::2", "10.9.1.2", "fd09:1::2"] {
-        println!("{target}");
         let mut echoes = laptop.ping(target).await;
         let mut other = laptop.ping(target).await;
         for (sequence, length) in [(0, 0), (1, 56), (2, 1000), (u16::MAX, 56)] {
@@ -85,9 +84,9 @@ async fn echo_requests_are_answered() {
         }
         assert_eq!(answer(&mut other).await, Some(EchoEvent::Reply(echo(77, 8))), "{target}");
     }
-    // In fragments.
-    for target in ["127.0.0.1", "::1", "10.9.0.2", "fd09:0::2"] {
-        println!("{target} in fragments");
+    // In fragments. Not on loopback, which does not cut: there the kernel sometimes gets the checksum of a message that
+    // is longer than 16 KiB wrong (its pieces may start at odd offsets, `ping_getfrag` adds them as if they were even).
+    for target in ["10.9.0.2", "fd09:0::2"] {
         let mut echoes = laptop.ping(target).await;
         assert!(echoes.try_send(echo(1, 60_000)));
         assert_eq!(answer(&mut echoes).await, Some(EchoEvent::Reply(echo(1, 60_000))), "{target}");
