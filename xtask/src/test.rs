@@ -61,7 +61,7 @@ pub(crate) fn run(lab: &Lab, tier: u8) -> Result<i32> {
 
 /// The tests in the lab's laptop, as root there, against its cluster.
 fn cluster(lab: &Lab, count: &mut Count) -> Result<()> {
-    build_programs(&["tpx", "tpx-rootd", "tpx-cluster-tests"])?;
+    build_programs(&["tpx", "tpx-rootd", "tpx-cluster-tests", "tpx-workload"])?;
     step("static Go program", || {
         // A program with a resolver and a network stack of its own, next to ours in the laptop.
         let mut go = Command::new(setup::go()?);
@@ -80,10 +80,14 @@ fn cluster(lab: &Lab, count: &mut Count) -> Result<()> {
         elevate::this([&["lab", "exec", "laptop", "--profile", "release", "--name", &lab.name, "--"], words].concat())
     };
     visibly(&mut exec(&["tpx", "manager", "install"])?)?;
-    let mut tests = exec(&["tpx-cluster-tests"])?;
-    tests.env("TPX_REQUIRE_TIER", "3");
-    tests.env("TPX_GO_DIAL", "tpx-go-dial").env("TPX_OTHER_MANAGER", image::OTHER_MANAGER);
-    count.tests(&mut tests)
+    // Everything twice: by the express lane, and by the floor alone.
+    for datapath in ["auto", "tun"] {
+        let mut tests = exec(&["tpx-cluster-tests"])?;
+        tests.env("TPX_REQUIRE_TIER", "3").env("TPX_DATAPATH", datapath);
+        tests.env("TPX_GO_DIAL", "tpx-go-dial").env("TPX_OTHER_MANAGER", image::OTHER_MANAGER);
+        count.tests(&mut tests)?;
+    }
+    Ok(())
 }
 
 impl Count {

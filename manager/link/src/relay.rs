@@ -5,6 +5,7 @@
 //! its bytes are in the socket.
 
 mod queue;
+mod socket;
 
 use std::{
     future::poll_fn,
@@ -15,13 +16,10 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
-use tokio::{io::Interest, net::TcpStream};
 
 use self::queue::Queue;
-use crate::{
-    stream::{Stream, StreamError},
-    tcp,
-};
+pub use self::socket::Socket;
+use crate::stream::{Stream, StreamError};
 
 /// What a relay moved, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,15 +44,15 @@ pub enum End {
 }
 
 /// Relays until both directions have ended. Dropping the future resets the stream and the socket.
-pub async fn relay(socket: TcpStream, stream: Stream) -> Transferred {
+pub async fn relay<S: Socket>(socket: S, stream: Stream) -> Transferred {
     let mut relay = Relay::new(socket, stream);
     let end = relay.run().await;
     relay.settle(&end);
     Transferred { up: relay.up.moved, down: relay.down.moved, end }
 }
 
-struct Relay {
-    socket: TcpStream,
+struct Relay<S: Socket> {
+    socket: S,
     up: Up,
     down: Down,
     settled: bool,
@@ -62,10 +60,9 @@ struct Relay {
     _open: crate::stream::Open,
 }
 
-impl Relay {
-    fn new(socket: TcpStream, stream: Stream) -> Self {
-        // Only latency is at stake: a socket that refuses options shows its trouble when it is used.
-        let _ = tcp::prepare_flow(&socket);
+impl<S: Socket> Relay<S> {
+    fn new(socket: S, stream: Stream) -> Self {
+        socket.prepare();
         let (send, recv, open) = stream.into_parts();
         Self { socket, up: Up::new(send), down: Down::new(recv), settled: false, _open: open }
     }
@@ -73,8 +70,7 @@ impl Relay {
     async fn run(&mut self) -> End {
         let Self { socket, up, down, .. } = self;
         // While the stream has no room the socket is not read, and a reset would go unseen.
-        let mut broken = pin!(socket.ready(Interest::ERROR));
-        let mut watching = true;
+        let mut broken = pin!(socket.broken());
         poll_fn(|cx| {
             if !up.finished
                 && let Poll::Ready(Err(end)) = up.poll(socket, cx)
@@ -89,11 +85,10 @@ impl Relay {
             if up.finished && down.finished {
                 return Poll::Ready(End::Finished);
             }
-            if up.reserved && watching && broken.as_mut().poll(cx).is_ready() {
-                watching = false;
-                if let Ok(Some(error)) = socket.take_error() {
-                    return Poll::Ready(End::Socket(error.to_string()));
-                }
+            if up.reserved
+                && let Poll::Ready(error) = broken.as_mut().poll(cx)
+            {
+                return Poll::Ready(socket_end(error));
             }
             Poll::Pending
         })
@@ -104,16 +99,16 @@ impl Relay {
         self.settled = true;
         if *end != End::Finished {
             self.up.send.send_reset(Reason::CONNECT_ERROR);
-            let _ = tcp::reset_on_close(&self.socket);
+            self.socket.reset_on_close();
         }
     }
 }
 
-impl Drop for Relay {
+impl<S: Socket> Drop for Relay<S> {
     fn drop(&mut self) {
         if !self.settled {
             self.up.send.send_reset(Reason::CONNECT_ERROR);
-            let _ = tcp::reset_on_close(&self.socket);
+            self.socket.reset_on_close();
         }
     }
 }
@@ -138,7 +133,7 @@ impl Up {
         Self { send, buffer: BytesMut::new(), chunk: Self::MIN_CHUNK, reserved: false, moved: 0, finished: false }
     }
 
-    fn poll(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll(&mut self, socket: &impl Socket, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         loop {
             if !self.reserved {
                 match socket.poll_read_ready(cx) {
@@ -164,7 +159,7 @@ impl Up {
             }
             let room = room.min(self.chunk);
             self.buffer.reserve(room);
-            match socket.try_read_buf(&mut (&mut self.buffer).limit(room)) {
+            match socket.try_read(&mut (&mut self.buffer).limit(room)) {
                 Ok(0) => {
                     self.send.send_data(Bytes::new(), true).map_err(stream_end)?;
                     self.buffer = BytesMut::new();
@@ -204,7 +199,7 @@ impl Down {
         Self { recv, queue: Queue::default(), ended: false, moved: 0, finished: false }
     }
 
-    fn poll(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll(&mut self, socket: &impl Socket, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         loop {
             // The window bounds the queue: nothing is given back before it is written.
             while !self.ended {
@@ -219,7 +214,7 @@ impl Down {
                     return Poll::Pending;
                 }
                 self.finished = true;
-                return Poll::Ready(shutdown_write(socket).map_err(socket_end));
+                return Poll::Ready(socket.shutdown_write().map_err(socket_end));
             }
             ready!(socket.poll_write_ready(cx)).map_err(socket_end)?;
             match socket.try_write_vectored(&self.queue.slices()) {
@@ -232,14 +227,6 @@ impl Down {
                 Err(error) => return Poll::Ready(Err(socket_end(error))),
             }
         }
-    }
-}
-
-fn shutdown_write(socket: &TcpStream) -> io::Result<()> {
-    match socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write) {
-        // It is gone already, and nothing was lost: all was written.
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-        result => result,
     }
 }
 

@@ -47,6 +47,19 @@ pub(crate) fn connect() -> Result<Value> {
     status()?.context("connected, but there is no status")
 }
 
+/// Connects anew, with further flags; what `tpx connect` printed.
+pub(crate) fn connect_with(flags: &[&str]) -> Result<String> {
+    quit()?;
+    run(Command::new("tpx").args(["connect", "-n", "emojivoto"]).args(flags))?
+        .success()
+        .with_context(|| format!("tpx connect {flags:?}"))
+}
+
+/// Whether this run of the tests is about the floor alone.
+pub(crate) fn is_tun() -> bool {
+    std::env::var("TPX_DATAPATH").is_ok_and(|road| road == "tun")
+}
+
 /// `tpx status` of root's connection; `None` when there is none.
 pub(crate) fn status() -> Result<Option<Value>> {
     let ended = run(Command::new("tpx").args(["status", "--format", "json"]))?;

@@ -6,6 +6,8 @@ mod cluster;
 mod laptop;
 mod process;
 mod residue;
+mod resolved;
+mod vpn;
 
 use std::process::ExitCode;
 

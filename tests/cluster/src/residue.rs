@@ -36,7 +36,8 @@ pub(crate) fn no_datapath() -> Result<()> {
     let devices = sh("ip -o link | grep -c ' tpx[0-9]' || true")?.success()?;
     ensure!(devices.trim() == "0", "a device is left: {}", sh("ip -o link")?.stdout);
     // A rule over an empty table does nothing: the look-up goes on with the next rule.
-    for table in 7071..7079 {
+    // Those of the marked sockets, then those of the floor.
+    for table in (7071..7079).chain(7171..7179).chain(7271..7279) {
         for family in ["-4", "-6"] {
             let routes = sh(&format!("ip {family} route show table {table} 2>/dev/null"))?.stdout;
             ensure!(routes.trim().is_empty(), "routes are left in table {table}: {routes}");

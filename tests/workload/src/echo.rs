@@ -23,6 +23,9 @@ const STALLED: u16 = 1012;
 /// Writes until nothing is taken any more, and ends.
 const FLOOD: u16 = 1013;
 
+/// UDP only: each answers with its own number in front of what came.
+const MANY: std::ops::Range<u16> = 20_000..20_400;
+
 const BUFFER: usize = 128 * 1024;
 const SMALL: u32 = 128 * 1024;
 /// How long the stalled reader does not read.
@@ -44,6 +47,7 @@ pub(crate) async fn serve_all() -> Result<()> {
         serve(small_buffers(any(STALLED))?, stalled),
         serve(small_buffers(any(FLOOD))?, flood),
         udp(any(ECHO)),
+        futures::future::try_join_all(MANY.map(|port| numbered(any(port)))),
     )?;
     Ok(())
 }
@@ -150,6 +154,18 @@ pub(crate) async fn udp(address: SocketAddr) -> Result<()> {
         // An error here is the ICMP answer to an earlier reply.
         if let Ok((count, peer)) = socket.recv_from(&mut buffer).await {
             socket.send_to(buffer.get(..count).unwrap_or_default(), peer).await.ok();
+        }
+    }
+}
+
+/// Sends each datagram back behind the port's number and a space.
+async fn numbered(address: SocketAddr) -> Result<()> {
+    let socket = UdpSocket::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let mut buffer = vec![0; 2048];
+    loop {
+        if let Ok((count, peer)) = socket.recv_from(&mut buffer).await {
+            let answer = [format!("{} ", address.port()).as_bytes(), buffer.get(..count).unwrap_or_default()].concat();
+            socket.send_to(&answer, peer).await.ok();
         }
     }
 }

@@ -4,13 +4,14 @@ mod dial;
 mod dns;
 mod echo;
 mod internet;
+mod quic;
 mod web;
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-const USAGE: &str = "usage: tpx-workload pause | web | echo | dial ADDRESS MILLISECONDS | internet --dns IP:PORT --web IP --web6 IP --log FILE";
+const USAGE: &str = "usage: tpx-workload pause | web [PORT TITLE] | echo | dial ADDRESS MILLISECONDS | internet --dns IP:PORT --web IP --web6 IP --log FILE";
 
 fn main() -> ExitCode {
     match start(std::env::args().skip(1).collect()) {
@@ -28,8 +29,12 @@ fn start(arguments: Vec<String>) -> Result<()> {
     let part = async {
         match name.as_str() {
             "pause" => std::future::pending().await,
-            "web" => web::serve(([0u16; 8], 8080).into(), "Emoji Vote").await,
-            "echo" => echo::serve_all().await,
+            "web" => match options {
+                [] => web::serve(([0u16; 8], 8080).into(), "Emoji Vote").await,
+                [port, title] => web::serve(([0u16; 8], port.parse()?).into(), title.clone().leak()).await,
+                _ => bail!(USAGE),
+            },
+            "echo" => tokio::try_join!(echo::serve_all(), quic::serve(([0u16; 8], quic::PORT).into())).map(drop),
             "dial" => dial::dial(options),
             "internet" => internet::serve(&internet::Options::parse(options)?).await,
             _ => bail!(USAGE),

@@ -25,6 +25,9 @@ pub(crate) fn init(lab: &Lab) -> Result<()> {
     mounts::fresh("cgroup2", "/sys/fs/cgroup", "")?;
     mounts::run_lab()?;
     bind(&paths::cluster_bin().join("kubectl"), &format!("{RUN_LAB}/bin/kubectl"))?;
+    let packages = format!("{RUN_LAB}/packages");
+    fs::create_dir_all(&packages)?;
+    mount_bind(paths::packages(), &packages).context("cannot show the unpacked packages")?;
     mounts::empty("/tmp", "1777")?;
     mounts::empty("/home", "755")?;
     mounts::empty("/var/log", "755")?;

@@ -59,17 +59,17 @@ fn as_root(program: &str) -> Command {
     command
 }
 
-/// Unpacks the container runtime into the cache.
+/// Unpacks what the lab runs and the machine must not into the cache.
 pub(crate) fn unpacked() -> Result<()> {
     let root = paths::packages();
     let stamp = root.join(".packages");
     let wanted = format!("{} on {}\n", UNPACKED.join(" "), release()?);
     if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
-        println!("container runtime: ok");
+        println!("container runtime and systemd-resolved: ok");
         return Ok(());
     }
-    println!("container runtime: unpacking {}", UNPACKED.join(", "));
-    step("container runtime", || {
+    println!("container runtime and systemd-resolved: unpacking {}", UNPACKED.join(", "));
+    step("unpacked packages", || {
         let packages = paths::lab().join("packages");
         fs::create_dir_all(&packages)?;
         let download = || {

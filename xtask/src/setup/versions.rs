@@ -14,11 +14,13 @@ pub(crate) const LLVM_FEATURE: &str = "llvm-22";
 pub(crate) const GO_FETCHES_TOOLCHAINS: (u32, u32) = (1, 21);
 
 /// Debian packages that are installed on the machine, with what they are for. None of them starts a service.
-pub(crate) const INSTALLED: [(&str, &str); 13] = [
+pub(crate) const INSTALLED: [(&str, &str); 15] = [
     ("bind9-dnsutils", "dig, for tests of names"),
     ("bpftool", "an independent view of the kernel's maps"),
     ("ca-certificates", "downloads"),
     ("curl", "the demo"),
+    ("dbus-daemon", "systemd-resolved in the lab"),
+    ("dnsmasq-base", "the name server that the bench compares with"),
     ("gcc", "linking"),
     ("iproute2", "links, addresses and routes"),
     ("iputils-ping", "tests of the floor"),
@@ -31,4 +33,5 @@ pub(crate) const INSTALLED: [(&str, &str); 13] = [
 ];
 
 /// Debian packages that are unpacked into the cache: installed, some of them would start services.
-pub(crate) const UNPACKED: [&str; 3] = ["containerd", "containernetworking-plugins", "runc"];
+pub(crate) const UNPACKED: [&str; 6] =
+    ["containerd", "containernetworking-plugins", "libnss-resolve", "libsystemd-shared", "runc", "systemd-resolved"];

@@ -173,7 +173,7 @@ fn bounded(what: &'static str, count: usize, max: usize) -> Result<(), PlanError
     if count > max { Err(PlanError::TooMany { what, count, max }) } else { Ok(()) }
 }
 
-fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
+pub(crate) fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
     let shortest = if net.addr().is_ipv4() { SHORTEST.0 } else { SHORTEST.1 };
     if net.prefix_len() < shortest {
         return Err(PlanError::TooWide { net: *net, shortest });
@@ -185,7 +185,7 @@ fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
 }
 
 /// The reserved range that shares an address with `net`.
-fn reserved(net: &IpNet) -> Option<(&'static str, IpNet)> {
+pub(crate) fn reserved(net: &IpNet) -> Option<(&'static str, IpNet)> {
     let four = RESERVED4.iter().map(|(what, r)| (*what, IpNet::V4(*r)));
     let six = RESERVED6.iter().map(|(what, r)| (*what, IpNet::V6(*r)));
     four.chain(six).find(|(_, r)| r.contains(net) || net.contains(r))

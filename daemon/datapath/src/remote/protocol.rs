@@ -26,7 +26,7 @@ pub enum Request {
     /// Always the first one.
     Hello(Hello),
     /// Make the host look like this. The first success makes the connection the session.
-    Apply(Plan),
+    Apply(Box<Plan>),
     /// Undo everything and give the session up.
     Revert,
     /// Say what is going on.
@@ -68,10 +68,10 @@ pub struct Welcome {
     /// Its release, for people.
     #[serde(default)]
     pub release: String,
-    /// What it can do: [`Welcome::EXPRESS_TCP`], [`Welcome::DNS`]. Unknown ones mean nothing.
+    /// What it can do: [`Welcome::TUN`], [`Welcome::EXPRESS_TCP`], [`Welcome::DNS`]. Unknown ones mean nothing.
     #[serde(default)]
     pub features: Vec<String>,
-    /// Why the express lane is not available, as one line.
+    /// Why the express lane is not available, as one line. The floor alone is; plan for `Road::Tun` then.
     #[serde(default)]
     pub unavailable: Option<String>,
     /// Who has the session.
@@ -80,6 +80,8 @@ pub struct Welcome {
 }
 
 impl Welcome {
+    /// The floor, alone or under the express lane.
+    pub const TUN: &str = "tun";
     /// TCP connections by the express lane.
     pub const EXPRESS_TCP: &str = "express_tcp";
     /// Name servers stood in for.
@@ -264,7 +266,7 @@ mod tests {
 
     fn apply(subnets: usize) -> Request {
         let steer = (0..subnets).map(|i| format!("fd96:{i:x}::/64").parse().unwrap()).collect();
-        Request::Apply(Plan { steer, ..Plan::default() })
+        Request::Apply(Box::new(Plan { steer, ..Plan::default() }))
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub(crate) fn other_machines(world: &World) -> Result<()> {
 }
 
 /// Gives a device addresses and sets it up.
-pub(crate) async fn address(device: &str, ips: [&str; 2]) -> Result<()> {
+async fn address(device: &str, ips: [&str; 2]) -> Result<()> {
     with_netlink(async |handle| {
         let mut found = Box::pin(handle.link().get().match_name(device).execute());
         let index = found.next().await.context("no such device")??.header.index;
@@ -97,7 +97,7 @@ pub(crate) async fn address(device: &str, ips: [&str; 2]) -> Result<()> {
     .await
 }
 
-pub(crate) async fn with_netlink(work: impl AsyncFnOnce(Handle) -> Result<()>) -> Result<()> {
+async fn with_netlink(work: impl AsyncFnOnce(Handle) -> Result<()>) -> Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let connection = tokio::spawn(connection);
     let done = work(handle).await;
@@ -122,11 +122,11 @@ pub(crate) fn bypass(world: &World) -> Result<()> {
     let relay = Relay::start(world, &plan(world))?;
     for to in TARGETS.map(addr) {
         let socket = app::stream_for(to)?;
-        relay.bypass.exempt(&socket)?;
+        relay.bypass.exempt(&socket, to.ip())?;
         app::ensure_untouched(&socket, to)?;
     }
     let udp = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    relay.bypass.exempt(&udp)?;
+    relay.bypass.exempt(&udp, "192.0.2.53".parse()?)?;
     for asked in [udp.send_to(b"?", "192.0.2.53:53").map(drop), udp.connect("192.0.2.53:53")] {
         ensure!(asked.is_err_and(|e| e.raw_os_error() == Some(libc::ENETUNREACH)), "DNS");
     }

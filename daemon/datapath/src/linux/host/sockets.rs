@@ -137,15 +137,34 @@ pub(super) fn raws(slot: Slot, ipv6: bool) -> Result<[OwnedFd; 2], HostError> {
     both().map_err(|e| system("prepare the raw sockets", e))
 }
 
-/// The sockets that answer for one name server.
+/// The sockets that answer for one name server, at an address of tpx's own.
 pub(super) fn dns(name_server: IpAddr, address: SocketAddr) -> Result<DnsSockets, HostError> {
-    let make = |kind: Type, protocol| -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
+    dns_pair(name_server, address, |socket, kind| {
         // Connections of the datapath before may linger in TIME_WAIT. For UDP the option would let any other user have
         // the port as well.
-        if kind == Type::STREAM {
-            socket.set_reuse_address(true)?;
-        }
+        if kind == Type::STREAM { socket.set_reuse_address(true) } else { Ok(()) }
+    })
+}
+
+/// The same at the name server's own address, which this host does not have. Needs CAP_NET_BIND_SERVICE.
+pub(super) fn transparent_dns(name_server: IpAddr) -> Result<DnsSockets, HostError> {
+    dns_pair(name_server, SocketAddr::new(name_server, tpx_ebpf_abi::DNS_PORT), |socket, _| {
+        // Both binds and answers; without it the kernel refuses to send from a foreign address.
+        if name_server.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }?;
+        // A user daemon that lingers may still have the sockets of the datapath before; questions go to the newest.
+        // Nobody without privilege gets this port of that address.
+        socket.set_reuse_address(true)
+    })
+}
+
+fn dns_pair(
+    name_server: IpAddr,
+    address: SocketAddr,
+    prepare: impl Fn(&Socket, Type) -> io::Result<()>,
+) -> Result<DnsSockets, HostError> {
+    let make = |kind: Type, protocol| -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))?;
+        prepare(&socket, kind)?;
         socket.bind(&SockAddr::from(address))?;
         Ok(socket)
     };
