@@ -8,16 +8,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use futures::StreamExt as _;
 use socket2::{Domain, Socket, Type};
 use tpx_datapath::linux::Slot;
 use tpx_netlab::World;
 
 use crate::{
     app::{self, addr},
-    machine::{FAR, Neighbour},
+    neighbour::{Neighbour, ip},
     relay::{NARROW, REFUSED, Relay, SILENT, TOO_BIG, UNREACHABLE, plan},
-    scopes::with_netlink,
     translations::virtual_plan,
 };
 
@@ -224,39 +222,30 @@ pub(crate) fn large(world: &World) -> Result<()> {
 pub(crate) fn bound(world: &World) -> Result<()> {
     let relay = Relay::start(world, &plan(world))?;
     let own = ["192.168.77.5", "10.96.77.5", "fd77::5", "fd96::7705"].map(|ip| ip.parse::<IpAddr>().unwrap());
-    let change = |add: bool| {
-        world.block_on(with_netlink(async |handle| {
-            for ip in own {
-                let mut request = handle.address().add(1, ip, if ip.is_ipv4() { 32 } else { 128 });
-                request.message_mut().header.flags = netlink_packet_route::address::AddressHeaderFlags::Nodad;
-                if add {
-                    request.execute().await?;
-                } else {
-                    let message = request.message_mut().clone();
-                    handle.address().del(message).execute().await?;
-                }
-            }
-            Ok(())
-        }))
+    let change = |verb: &str| -> Result<()> {
+        own.iter().try_for_each(|own| {
+            let nodad = if own.is_ipv6() { "nodad" } else { "" };
+            ip(&format!("address {verb} {own} dev lo {nodad}")).map(drop)
+        })
     };
-    change(true)?;
-    let result = own.into_iter().try_for_each(|ip| -> Result<()> {
-        let to = addr(if ip.is_ipv4() { TARGETS[0] } else { TARGETS[1] });
+    change("add")?;
+    let result = own.into_iter().try_for_each(|own| -> Result<()> {
+        let to = addr(if own.is_ipv4() { TARGETS[0] } else { TARGETS[1] });
         for connect in [false, true] {
-            let socket = UdpSocket::bind((ip, 0))?;
+            let socket = UdpSocket::bind((own, 0))?;
             socket.set_read_timeout(Some(app::PATIENCE))?;
             if connect {
                 socket.connect(to)?;
-                ensure!(socket.local_addr()?.ip() == ip);
+                ensure!(socket.local_addr()?.ip() == own);
                 ensure_answer(&socket, to, &seen(to))?;
             } else {
                 socket.send_to(b"bound", to)?;
-                ensure_received(&socket, to, &seen(to), b"bound").with_context(|| format!("from {ip}"))?;
+                ensure_received(&socket, to, &seen(to), b"bound").with_context(|| format!("from {own}"))?;
             }
         }
         Ok(())
     });
-    change(false)?;
+    change("del")?;
     result?;
     relay.stop(world)
 }
@@ -338,32 +327,20 @@ pub(crate) fn other_machines(world: &World) -> Result<()> {
 
     let before = relay.count("datagrams_assigned")?;
     let own = [IpAddr::from(Slot::FIRST.ipv4()), IpAddr::from(Slot::FIRST.ipv6())];
-    let neighbour =
-        Neighbour::start(world, ["198.51.100.1", "fd51::1"], ["198.51.100.2", "fd51::2"], move |runtime| {
-            runtime.block_on(with_netlink(async |handle| {
-                let mut found = Box::pin(handle.link().get().match_name(FAR).execute());
-                let index = found.next().await.context("no such device")??.header.index;
-                for (ip, via) in targets.iter().chain(&own).zip(["198.51.100.1", "fd51::1"].into_iter().cycle()) {
-                    let builder = rtnetlink::RouteMessageBuilder::<IpAddr>::new();
-                    let route = builder
-                        .destination_prefix(*ip, if ip.is_ipv4() { 32 } else { 128 })?
-                        .gateway(via.parse()?)?
-                        .output_interface(index)
-                        .build();
-                    handle.route().add(route).execute().await?;
-                }
-                Ok(())
-            }))?;
-            for ip in targets.iter().chain(&own) {
-                let socket = UdpSocket::bind(if ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
-                socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-                socket.connect((*ip, port))?;
-                socket.send(b"from next door")?;
-                ensure!(socket.recv(&mut [0; 100]).is_err(), "{ip} answered");
-            }
-            Ok(())
-        })?;
-    neighbour.done()?;
+    let here = ["198.51.100.1/24", "fd51::1/64"];
+    let neighbour = Neighbour::plug("lan", &here, &["198.51.100.2/24", "fd51::2/64"])?;
+    neighbour.run(move || {
+        for to in targets.iter().chain(&own) {
+            ip(&format!("route add {to} via {}", if to.is_ipv4() { "198.51.100.1" } else { "fd51::1" }))?;
+            let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+            socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+            socket.connect((*to, port))?;
+            socket.send(b"from next door")?;
+            ensure!(socket.recv(&mut [0; 100]).is_err(), "{to} answered");
+        }
+        Ok(())
+    })?;
+    drop(neighbour);
     ensure!(relay.count("datagrams_assigned")? == before, "the daemon's socket was given them");
     ensure!(relay.associations() == 3);
     relay.stop(world)

@@ -3,7 +3,6 @@
 mod app;
 mod datagrams;
 mod floor;
-mod machine;
 mod names;
 mod neighbour;
 mod owner;

@@ -83,7 +83,7 @@ pub(crate) fn other_machines(world: &World) -> Result<()> {
 }
 
 /// Gives a device addresses and sets it up.
-pub(crate) async fn address(device: &str, ips: [&str; 2]) -> Result<()> {
+async fn address(device: &str, ips: [&str; 2]) -> Result<()> {
     with_netlink(async |handle| {
         let mut found = Box::pin(handle.link().get().match_name(device).execute());
         let index = found.next().await.context("no such device")??.header.index;
@@ -97,7 +97,7 @@ pub(crate) async fn address(device: &str, ips: [&str; 2]) -> Result<()> {
     .await
 }
 
-pub(crate) async fn with_netlink(work: impl AsyncFnOnce(Handle) -> Result<()>) -> Result<()> {
+async fn with_netlink(work: impl AsyncFnOnce(Handle) -> Result<()>) -> Result<()> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let connection = tokio::spawn(connection);
     let done = work(handle).await;

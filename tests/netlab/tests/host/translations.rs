@@ -2,23 +2,20 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
-    sync::mpsc,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use ipnet::IpNet;
-use rtnetlink::RouteMessageBuilder;
 use tpx_core::plan::Plan;
 use tpx_netlab::World;
 
 use crate::{
     app::{self, addr},
     datagrams,
-    machine::{DEVICE, FAR, Neighbour},
+    neighbour::{Neighbour, ip as iproute},
     relay::{Relay, UNREACHABLE, plan},
-    scopes::with_netlink,
 };
 
 /// The usual plan, with virtual addresses and a subnet behind them.
@@ -138,35 +135,20 @@ pub(crate) fn hidden(world: &World) -> Result<()> {
     open_udp.connect(to)?;
     datagrams::ensure_answer(&open_udp, to, "10.97.3.7:80")?;
 
-    let (stop, stopped) = mpsc::channel::<()>();
-    let vpn = Neighbour::start(world, ["198.51.100.1", "fd51::1"], ["198.51.100.2", "fd51::2"], move |runtime| {
-        runtime.block_on(with_netlink(async |handle| {
-            let mut found = Box::pin(handle.link().get().match_name(FAR).execute());
-            let index = futures::StreamExt::next(&mut found).await.context("no such device")??.header.index;
-            Ok(handle.address().add(index, "10.97.3.7".parse()?, 32).execute().await?)
-        }))?;
-        let listener = TcpListener::bind("10.97.3.7:80")?;
-        let udp = UdpSocket::bind("10.97.3.7:80")?;
-        udp.set_read_timeout(Some(app::PATIENCE))?;
+    let vpn = Neighbour::plug("vpn", &["198.51.100.1/24"], &["198.51.100.2/24", "10.97.3.7/32"])?;
+    iproute("route add 10.97.0.0/16 dev vpn0")?;
+    let (listener, their_udp) =
+        vpn.run(|| Ok((TcpListener::bind("10.97.3.7:80")?, UdpSocket::bind("10.97.3.7:80")?)))?;
+    let serving = std::thread::spawn(move || -> Result<()> {
+        their_udp.set_read_timeout(Some(app::PATIENCE))?;
+        // Also bounds accept().
         socket2::SockRef::from(&listener).set_read_timeout(Some(app::PATIENCE))?;
         let (mut stream, _) = listener.accept()?;
-        std::io::Write::write_all(&mut stream, b"vpn")?;
-        let (_, from) = udp.recv_from(&mut [0; 100])?;
-        udp.send_to(b"vpn", from)?;
-        // The cable stays until the laptop has seen all.
-        let _ = stopped.recv();
+        stream.write_all(b"vpn")?;
+        let (_, from) = their_udp.recv_from(&mut [0; 100])?;
+        their_udp.send_to(b"vpn", from)?;
         Ok(())
-    })?;
-    world.block_on(with_netlink(async |handle| {
-        let mut found = Box::pin(handle.link().get().match_name(DEVICE).execute());
-        let index = futures::StreamExt::next(&mut found).await.context("no such device")??.header.index;
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix("10.97.0.0".parse()?, 16)
-            .output_interface(index)
-            .scope(netlink_packet_route::route::RouteScope::Link)
-            .build();
-        Ok(handle.route().add(route).execute().await?)
-    }))?;
+    });
     drop(relay.apply(world, &virtual_plan(world))?);
     relay.translations.insert(ip("246.246.0.7"), ip("10.97.3.7"))?;
 
@@ -183,7 +165,7 @@ pub(crate) fn hidden(world: &World) -> Result<()> {
     app::ensure_echo(&stream, b"cluster")?;
     datagrams::ensure_answer(&open_udp, to, "10.97.3.7:80").context("the association from before")?;
     app::ensure_echo(&open, b"all the time").context("the connection from before")?;
-    drop(stop);
-    vpn.done()?;
+    serving.join().map_err(|_| anyhow::anyhow!("the neighbour died"))??;
+    drop(vpn);
     relay.stop(world)
 }
