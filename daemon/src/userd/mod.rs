@@ -1,15 +1,21 @@
 //! The user daemon: one process a connection. It holds everything that lives as long as the connection does, and ends
 //! with it.
 
+mod addresses;
 mod cluster;
 mod connect;
 mod connection;
+mod datagrams;
+mod datapath;
 mod flows;
 pub(crate) mod kubernetes;
 mod lanes;
 mod logging;
 mod names;
+mod netstream;
 mod probe;
+mod road;
+mod routing;
 mod session;
 pub(crate) mod status;
 
@@ -111,7 +117,7 @@ async fn until_connected(bound: &Bound, name: &str) -> Result<Outcome> {
         let (request, mut exchange) = next.context("accept on the socket")?;
         match request {
             Request::Connect(params) => {
-                logging::set(Config::from(params.settings.clone()).log_user_daemon.value);
+                logging::set(Config::from((*params.settings).clone()).log_user_daemon.value);
                 return Ok(connect_for(bound, name, params, exchange).await);
             }
             Request::Quit => {
