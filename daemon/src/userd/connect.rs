@@ -32,6 +32,7 @@ use super::{
     cluster::ManagerRoad,
     connection::{Connection, Identity, Parts, Tasks},
     datapath::Datapath,
+    flow_table::FlowTable,
     flows::{Carrying, FlowCounters, carry_all},
     kubernetes::Cluster,
     lanes::Lanes,
@@ -133,11 +134,13 @@ pub(crate) async fn connect(
     let names =
         Serving::start(datapath.dns, &resolv.name_servers, wanted, &session, datapath.bypass, addresses.clone())
             .map_err(internal)?;
-    let counters = Arc::new(FlowCounters::default());
+    let (counters, table) = (Arc::new(FlowCounters::default()), FlowTable::default());
     let carrying = Carrying {
         lanes: lanes.clone(),
         session: session.id.clone(),
         addresses: addresses.clone(),
+        asker: names.asker(),
+        table: table.clone(),
         counters: Arc::clone(&counters),
     };
     let mut tasks = Tasks::new(datapath.device);
@@ -174,6 +177,7 @@ pub(crate) async fn connect(
         names,
         maps: datapath.maps,
         addresses: addresses.clone(),
+        table,
         counters,
         tasks,
     });
