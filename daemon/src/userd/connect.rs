@@ -56,7 +56,6 @@ pub(crate) async fn connect(
     let cluster = Cluster::load(params.kubeconfig.as_deref(), params.context.as_deref()).await?;
     let namespace = params.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
 
-
     // Privilege first: it needs no network, and without it nothing else matters.
     let mut host = RemoteHost::connect(&params.rootd_socket).await.map_err(|e| no_rootd(&e))?;
     let early = config::merged(Partial::clone(&params.settings), cluster.settings.clone(), None)?;

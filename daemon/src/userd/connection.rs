@@ -17,9 +17,11 @@ use tpx_datapath::{
 use super::{
     addresses::Addresses,
     flows::FlowCounters,
+    insight::Insight,
     lanes::Lanes,
-    names::Serving,
+    names::{Serving, ThroughManager, Wanted},
     routing::{Decided, Routing, follow},
+    service_names::ServiceNames,
     session::Session,
     status::{Datapath, Kubernetes, Manager, RootDaemon, State, Status, Subnet, UserDaemon},
 };
@@ -116,6 +118,7 @@ pub(crate) struct Connection {
     lanes: Lanes,
     session: Session,
     names: Serving,
+    service_names: ServiceNames,
     maps: Option<Maps>,
     addresses: Addresses,
     counters: Arc<FlowCounters>,
@@ -142,6 +145,7 @@ impl Connection {
         let gone = host.closed();
         let host = Arc::new(Mutex::new(host));
         let now = decided.subscribe();
+        let service_names = ServiceNames::new(Arc::new(ThroughManager::of(&session)));
         let changes = (session.facts.clone(), network.watch());
         let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, changes.0, changes.1));
         Self {
@@ -153,6 +157,7 @@ impl Connection {
             lanes,
             session,
             names,
+            service_names,
             maps,
             addresses,
             counters,
@@ -176,25 +181,38 @@ impl Connection {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::ListNamespaces => Reply::Namespaces(self.namespaces()),
             Request::ConfigView => Reply::Config(Box::new(Config::clone(&self.identity.config))),
-            Request::MapsDump => match self.maps.as_ref().map(Maps::dump) {
-                Some(Ok(maps)) => Reply::Maps(Box::new(maps)),
-                Some(Err(e)) => {
-                    Reply::Failed(Failure::new(Kind::Host, format!("cannot read the maps: {e}"), "try again"))
-                }
-                None => Reply::Failed(Failure::new(
-                    Kind::Host,
-                    "the TUN device carries everything here: the kernel holds no maps of tpx",
-                    "`tpx status` says why, and `tpx explain ADDRESS` works all the same",
-                )),
-            },
             Request::Connect(_) => Reply::Failed(Failure::new(
                 Kind::AlreadyConnected,
                 format!("already connected to context {}", self.identity.context),
                 "run `tpx quit` first, or `tpx status` to see it",
             )),
             Request::Quit => return,
+            request @ (Request::Explain { .. } | Request::TranslateEnv { .. } | Request::MapsDump) => {
+                let (insight, maps) = (self.insight(), self.maps.as_ref().map(Maps::dump).transpose());
+                tokio::spawn(async move { exchange.send(&insight.answer(request, maps).await).await });
+                return;
+            }
         };
         tokio::spawn(async move { exchange.send(&reply).await });
+    }
+
+    /// What there is to look at, as it is now.
+    fn insight(&self) -> Insight {
+        let (facts, id) = (self.facts(), &self.identity);
+        let wanted = Wanted {
+            namespace: id.namespace.clone(),
+            mapped_namespaces: id.mapped_namespaces.clone().unwrap_or_default(),
+            config: Arc::clone(&id.config),
+        };
+        Insight {
+            plan: self.decided.borrow().plan.clone(),
+            addresses: self.addresses.clone(),
+            routes: self.network.now().routes.clone(),
+            policy: wanted.policy(&facts),
+            cluster_domain: facts.cluster_domain.clone(),
+            names: self.service_names.clone(),
+            flows: self.counters.table.clone(),
+        }
     }
 
     /// Ends everything; afterwards the host is as it was before.

@@ -16,6 +16,7 @@ use tpx_link::{lane::Lane, relay::relay};
 use super::{
     addresses::Addresses,
     datagrams::{carry_datagrams, carry_echoes, refuse_echoes},
+    flow_table::FlowTable,
     lanes::Lanes,
     netstream::Relayed,
     status::Flows,
@@ -29,6 +30,8 @@ pub(crate) struct FlowCounters {
     refused: AtomicU64,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
+    /// What is carried now.
+    pub table: FlowTable,
 }
 
 /// A flow that is being carried; counted until it is dropped.
@@ -100,11 +103,14 @@ async fn carry(arrival: Arrival, carrying: Carrying) {
                 Err(why) => return flow.back.unreachable(why),
             };
             let _open = carrying.counters.open();
+            let _listed = carrying.counters.table.list("udp", flow.source, flow.destination, target);
             let moved = carry_datagrams(flow, lane, &target.into(), &carrying.session()).await;
             carrying.counters.moved(moved.up, moved.down);
         }
         Arrival::Echo(flow) => {
             if let Ok((lane, target)) = carrying.road_to(SocketAddr::new(flow.destination, 0)).await {
+                let (source, destination) = (SocketAddr::new(flow.source, 0), SocketAddr::new(flow.destination, 0));
+                let _listed = carrying.counters.table.list("icmp", source, destination, target);
                 carry_echoes(flow, lane, target.ip(), &carrying.session()).await;
             } else {
                 refuse_echoes(flow).await;
@@ -116,12 +122,12 @@ async fn carry(arrival: Arrival, carrying: Carrying) {
 async fn carry_connection(knock: Box<dyn Knock>, carrying: Carrying) {
     let (source, destination) = (knock.source(), knock.destination());
     let dialled = match carrying.road_to(destination).await {
-        Ok((lane, target)) => lane.connect(&target.into(), &carrying.session()).await,
+        Ok((lane, target)) => lane.connect(&target.into(), &carrying.session()).await.map(|stream| (stream, target)),
         Err(why) => Err(why),
     };
     let counters = &carrying.counters;
-    let stream = match dialled {
-        Ok(stream) => stream,
+    let (stream, target) = match dialled {
+        Ok(dialled) => dialled,
         Err(why) => {
             tracing::debug!("{source} -> {destination}: {why}");
             counters.refused.fetch_add(1, Relaxed);
@@ -133,6 +139,7 @@ async fn carry_connection(knock: Box<dyn Knock>, carrying: Carrying) {
         Err(e) => return tracing::debug!("{source} -> {destination}: {e}"),
     };
     let _open = counters.open();
+    let _listed = counters.table.list("tcp", source, destination, target);
     let transferred = match own {
         FlowStream::Socket(tcp) => relay(tcp, stream).await,
         FlowStream::Netstack(own) => relay(Relayed(own), stream).await,

@@ -81,7 +81,7 @@ impl Serving {
                 sender.send_replace(Arc::new(now));
             }
         });
-        let resolver = Arc::new(ThroughManager { manager: session.manager.clone(), session: session.id.clone() });
+        let resolver = Arc::new(ThroughManager::of(session));
         let server = Server::start(bound, receiver, resolver, Arc::new(Outside(bypass)), Limits::default())
             .map_err(io::Error::other)?;
         Ok(Self { server, policy: follower.abort_handle(), name_servers: shown })
@@ -127,9 +127,16 @@ fn scope_id(scope: &str) -> u32 {
 }
 
 /// Asks the cluster's name server through the manager.
-struct ThroughManager {
+pub(super) struct ThroughManager {
     manager: watch::Receiver<Manager>,
     session: watch::Receiver<String>,
+}
+
+impl ThroughManager {
+    /// The manager of this session.
+    pub(super) fn of(session: &Session) -> Self {
+        Self { manager: session.manager.clone(), session: session.id.clone() }
+    }
 }
 
 #[async_trait]
