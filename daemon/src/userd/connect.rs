@@ -35,6 +35,7 @@ use super::{
     flows::{Carrying, FlowCounters, carry_all},
     kubernetes::Cluster,
     lanes::Lanes,
+    logging,
     names::{Serving, Wanted},
     probe, road,
     routing::Routing,
@@ -91,6 +92,7 @@ pub(crate) async fn connect(
     // What the cluster pushes may change the road as well.
     let pushed = None;
     let config = Arc::new(config::merged(Partial::clone(&params.settings), cluster.settings.clone(), pushed)?);
+    logging::set(config.log_user_daemon.value);
     let chosen = choose(&config, &host)?;
 
     step("Steering the cluster's subnets into the tunnel".into());

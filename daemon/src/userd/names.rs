@@ -16,7 +16,7 @@ use tpx_core::{
     dns::{Name, NameServer, PolicyConfig},
 };
 use tpx_datapath::linux::{Bypass, DnsSockets};
-use tpx_dns::{BoundSockets, ClusterResolver, Limits, ResolveError, Server, ServerHandle};
+use tpx_dns::{BoundSockets, ClusterResolver, Limits, NoTranslation, ResolveError, Server, ServerHandle};
 
 use super::{
     addresses::Addresses,
@@ -73,6 +73,7 @@ impl Serving {
         let bound = sockets.into_iter().map(|own| bind(own, name_servers)).collect::<io::Result<Vec<_>>>()?;
         let shown = bound.iter().map(|bound| bound.name_server.ip().to_string()).collect();
         let mut facts = session.facts.clone();
+        let limits = Limits { lookup_timeout: wanted.config.lookup_timeout.value.0, ..Limits::default() };
         let first = wanted.policy(&facts.borrow_and_update());
         let (sender, receiver) = watch::channel(Arc::new(first));
         let follower = tokio::spawn(async move {
@@ -82,8 +83,9 @@ impl Serving {
             }
         });
         let resolver = Arc::new(ThroughManager::of(session));
-        let server = Server::start(bound, receiver, resolver, Arc::new(Outside(bypass)), Limits::default())
-            .map_err(io::Error::other)?;
+        let server =
+            Server::start(bound, receiver, resolver, Arc::new(NoTranslation), Arc::new(Outside(bypass)), limits)
+                .map_err(io::Error::other)?;
         Ok(Self { server, policy: follower.abort_handle(), name_servers: shown })
     }
 
