@@ -36,6 +36,7 @@ use super::{
     flows::{Carrying, FlowCounters, carry_all},
     kubernetes::Cluster,
     lanes::Lanes,
+    logging,
     names::{Serving, Wanted},
     probe, road,
     routing::Routing,
@@ -56,7 +57,6 @@ pub(crate) async fn connect(
     let step = |text: String| drop(progress.send(text));
     let cluster = Cluster::load(params.kubeconfig.as_deref(), params.context.as_deref()).await?;
     let namespace = params.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
-
 
     // Privilege first: it needs no network, and without it nothing else matters.
     let mut host = RemoteHost::connect(&params.rootd_socket).await.map_err(|e| no_rootd(&e))?;
@@ -93,6 +93,7 @@ pub(crate) async fn connect(
     // What the cluster pushes may change the road as well.
     let pushed = None;
     let config = Arc::new(config::merged(Partial::clone(&params.settings), cluster.settings.clone(), pushed)?);
+    logging::set(config.log_user_daemon.value);
     let chosen = choose(&config, &host)?;
 
     step("Steering the cluster's subnets into the tunnel".into());
