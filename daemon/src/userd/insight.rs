@@ -109,6 +109,10 @@ impl Insight {
                 ("the cluster, and this host's name servers where it has no such name", candidates)
             }
             Decision::Elsewhere => ("this host's name servers", Vec::new()),
+            Decision::ElsewhereAs(other) => {
+                ("this host's name servers, about the name that dns.mappings has", vec![other])
+            }
+            Decision::Address(_) => ("dns.mappings, with an address", Vec::new()),
             Decision::NxDomain => ("nobody: it lies in a namespace that --mapped-namespaces leaves out", Vec::new()),
         };
         let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((text.clone(), 0))).await;
