@@ -91,7 +91,7 @@ pub(crate) async fn connect(
     check_namespaces(&open.facts, &namespace, &params.mapped_namespaces)?;
 
     // What the cluster pushes may change the road as well.
-    let pushed = None;
+    let pushed = open.facts.client_config.as_deref();
     let config = Arc::new(config::merged(Partial::clone(&params.settings), cluster.settings.clone(), pushed)?);
     logging::set(config.log_user_daemon.value);
     let chosen = choose(&config, &host)?;
