@@ -10,7 +10,7 @@ use tpx_datapath::{
     Host as _,
     linux::{
         LinuxHost, Slot,
-        routes::{self, HostRoutes, RouteMonitor, Way},
+        routes::{self, HostNetwork, Monitor, Way},
     },
 };
 use tpx_netlab::World;
@@ -45,7 +45,7 @@ fn kernel(place: &str) -> String {
     words.nth(1).unwrap_or_default().to_owned()
 }
 
-fn ours(host: &HostRoutes, place: &str) -> String {
+fn ours(host: &HostNetwork, place: &str) -> String {
     match host.lookup(place.parse().unwrap()) {
         Way::Route(route) => route.device,
         Way::Local => "lo".into(),
@@ -54,8 +54,8 @@ fn ours(host: &HostRoutes, place: &str) -> String {
 }
 
 /// Whoever may look: this thread gives up all it could do, and looks.
-fn read() -> Result<HostRoutes> {
-    let look = || -> Result<HostRoutes> {
+fn read() -> Result<HostNetwork> {
+    let look = || -> Result<HostNetwork> {
         let none = CapabilitySet::empty();
         set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
         Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(routes::read())?)
@@ -124,9 +124,9 @@ pub(crate) fn without_tpx(world: &World) -> Result<()> {
 
 /// News come when a VPN does, and not when tpx does.
 pub(crate) fn followed(world: &World) -> Result<()> {
-    let monitor = world.block_on(RouteMonitor::start())?;
-    let mut routes = monitor.routes();
-    let mut next = |what: &str, wanted: &dyn Fn(&HostRoutes) -> bool| {
+    let monitor = world.block_on(Monitor::start())?;
+    let mut routes = monitor.watch();
+    let mut next = |what: &str, wanted: &dyn Fn(&HostNetwork) -> bool| {
         world.block_on(async {
             let found = timeout(app::PATIENCE, routes.wait_for(|now| wanted(now))).await;
             found.with_context(|| what.to_owned())?.map(drop).context("the monitor ended")
@@ -134,18 +134,18 @@ pub(crate) fn followed(world: &World) -> Result<()> {
     };
     let to: ipnet::IpNet = "10.0.0.0/8".parse()?;
     let gateway: IpAddr = "192.168.77.2".parse()?;
-    let has = |now: &HostRoutes| now.unicast().any(|r| r.destination == to);
+    let has = |now: &HostNetwork| now.routes.iter().any(|r| r.destination == to);
     let vpn = floor::vpn()?;
     next("the VPN appears", &has)?;
     {
-        let now = monitor.routes().borrow().clone();
-        let route = now.unicast().find(|r| r.destination == to).context("the VPN's route")?;
+        let now = monitor.now();
+        let route = now.routes.iter().find(|r| r.destination == to).context("the VPN's route")?;
         ensure!((route.device.as_str(), route.gateway, route.table) == ("vpn0", Some(gateway), 254), "{route:?}");
-        ensure!(now.gateways().contains(&gateway));
-        let own: Vec<String> = now.addresses().iter().map(ToString::to_string).collect();
+        ensure!(now.gateways.contains(&gateway));
+        let own: Vec<String> = now.addresses.iter().map(ToString::to_string).collect();
         ensure!(own == ["192.168.77.1", "fd77::1"], "{own:?}");
     }
-    let mut quiet = monitor.routes();
+    let mut quiet = monitor.watch();
     quiet.mark_unchanged();
     let mut host = LinuxHost::new(Slot::FIRST);
     let handover = world.block_on(host.apply(&floor::plan(Road::Tun)))?;
@@ -153,10 +153,10 @@ pub(crate) fn followed(world: &World) -> Result<()> {
     ensure!(!quiet.has_changed()?, "tpx's own routes were news: {:#?}", quiet.borrow());
     ip("rule add pref 7000 to 10.1.0.0/16 lookup 99")?;
     ip("route add 10.1.0.0/16 dev vpn0 table 99")?;
-    next("a table of its own", &|now| now.unicast().any(|r| r.table == 99))?;
+    next("a table of its own", &|now| now.routes.iter().any(|r| r.table == 99))?;
     ip("rule del pref 7000")?;
     drop(vpn);
-    next("the VPN goes", &|now| !has(now) && now.addresses().is_empty())?;
+    next("the VPN goes", &|now| !has(now) && now.addresses.is_empty())?;
     drop((handover, host, monitor));
     Ok(())
 }

@@ -13,21 +13,27 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use tpx_core::subnets::HostRoute;
+use tpx_ebpf_abi::slot::Slot;
 
 pub(super) use ask::device_to;
-pub use monitor::RouteMonitor;
+pub use monitor::Monitor;
 pub use read::read;
 
-use self::rule::{Rule, Verdict};
+use self::rule::{Action, Rule, Verdict};
 
-/// The routes and policy rules of the host, without tpx's.
+/// What the host's network looks like without tpx.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HostRoutes {
+pub struct HostNetwork {
+    /// Unicast routes of all tables but the kernel's own, default routes included, one for each next hop, sorted.
+    pub routes: Vec<HostRoute>,
+    /// Routers that these routes go through, sorted.
+    pub gateways: Vec<IpAddr>,
+    /// The host's own addresses, without loopback and link-local ones, sorted.
+    pub addresses: Vec<IpAddr>,
     /// In the kernel's order.
     rules: Vec<Rule>,
-    /// The most specific first within each table, then the preferred.
-    routes: Vec<Row>,
-    addresses: BTreeSet<IpAddr>,
+    /// Sorted: within each table the most specific first, then the preferred.
+    rows: Vec<Row>,
 }
 
 /// Where a packet would go.
@@ -77,23 +83,24 @@ enum Kind {
 /// `RT_TABLE_LOCAL` of linux/rtnetlink.h.
 const LOCAL_TABLE: u32 = 255;
 
-impl HostRoutes {
-    /// All unicast routes but those of the kernel's local table, default routes included; one for each next hop.
-    pub fn unicast(&self) -> impl Iterator<Item = &HostRoute> {
-        let unicast = |row: &&Row| row.kind == Kind::Unicast && row.table != LOCAL_TABLE;
-        self.routes.iter().filter(unicast).map(|row| &row.route)
-    }
-
-    /// The routers that routes lead through.
-    #[must_use]
-    pub fn gateways(&self) -> BTreeSet<IpAddr> {
-        self.unicast().filter_map(|route| route.gateway).collect()
-    }
-
-    /// The host's own addresses, without loopback and link-local ones.
-    #[must_use]
-    pub fn addresses(&self) -> &BTreeSet<IpAddr> {
-        &self.addresses
+impl HostNetwork {
+    /// Leaves out what is tpx's own: what leads there is what the host would not have without it.
+    fn of(mut rules: Vec<Rule>, mut rows: Vec<Row>, addresses: BTreeSet<IpAddr>) -> Self {
+        rules.retain(|rule| !matches!(rule.action, Action::Table(table) if Slot::owns_table(table)));
+        // The kernel lists rules by preference, each family apart; the sort is stable.
+        rules.sort_by_key(|rule| rule.preference);
+        rows.retain(|row| !Slot::owns_table(row.table) && !is_ours(&row.route.device));
+        rows.sort();
+        let unicast = rows.iter().filter(|row| row.kind == Kind::Unicast && row.table != LOCAL_TABLE);
+        let routes: BTreeSet<HostRoute> = unicast.map(|row| row.route.clone()).collect();
+        let gateways: BTreeSet<IpAddr> = routes.iter().filter_map(|route| route.gateway).collect();
+        Self {
+            routes: routes.into_iter().collect(),
+            gateways: gateways.into_iter().collect(),
+            addresses: addresses.into_iter().collect(),
+            rules,
+            rows,
+        }
     }
 
     /// Where a packet to `ip` would go without tpx.
@@ -123,7 +130,7 @@ impl HostRoutes {
 
     fn in_table(&self, table: u32, ip: IpAddr, suppressed: Option<u8>) -> Option<&Row> {
         let covers = |row: &&Row| row.table == table && row.route.destination.contains(&ip);
-        let best = self.routes.iter().find(covers)?;
+        let best = self.rows.iter().find(covers)?;
         suppressed.is_none_or(|longest| best.route.destination.prefix_len() > longest).then_some(best)
     }
 }
@@ -133,6 +140,10 @@ impl Row {
         let open = max_len(&route.destination) - route.destination.prefix_len();
         Self { table: route.table, open, metric, kind, route }
     }
+}
+
+fn is_ours(device: &str) -> bool {
+    Slot::all().any(|slot| slot.device() == device)
 }
 
 fn max_len(net: &IpNet) -> u8 {
@@ -147,16 +158,15 @@ mod tests {
         HostRoute { destination: destination.parse().unwrap(), device: device.into(), gateway: None, table }
     }
 
-    fn host(rules: Vec<Rule>, mut routes: Vec<Row>) -> HostRoutes {
-        routes.sort();
-        HostRoutes { rules, routes, addresses: BTreeSet::new() }
+    fn host(rules: Vec<Rule>, rows: Vec<Row>) -> HostNetwork {
+        HostNetwork::of(rules, rows, BTreeSet::new())
     }
 
     fn unicast(destination: &str, device: &str, table: u32) -> Row {
         Row::new(route(destination, device, table), 0, Kind::Unicast)
     }
 
-    fn device(host: &HostRoutes, ip: &str) -> String {
+    fn device(host: &HostNetwork, ip: &str) -> String {
         match host.lookup(ip.parse().unwrap()) {
             Way::Route(route) => route.device,
             other => format!("{other:?}"),
@@ -189,7 +199,7 @@ mod tests {
         ] {
             assert_eq!(device(&host, ip), expected, "{ip}");
         }
-        assert_eq!(host.unicast().count(), 4);
+        assert_eq!(host.routes.len(), 4);
     }
 
     #[test]
@@ -210,10 +220,10 @@ mod tests {
     #[test]
     fn jumps_throws_and_refusals() {
         let rules = vec![
-            Rule { action: rule::Action::Goto(200), to: Some("10.0.0.0/8".parse().unwrap()), ..Rule::to_table(100, 0) },
+            Rule { action: Action::Goto(200), to: Some("10.0.0.0/8".parse().unwrap()), ..Rule::to_table(100, 0) },
             Rule::to_table(150, 1),
             Rule::to_table(200, 2),
-            Rule { action: rule::Action::Refuse, ..Rule::to_table(300, 0) },
+            Rule { action: Action::Refuse, ..Rule::to_table(300, 0) },
             Rule::to_table(32766, 254),
         ];
         let routes = vec![

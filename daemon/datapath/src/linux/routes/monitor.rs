@@ -3,14 +3,20 @@
 use std::{io, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
-use rtnetlink::MulticastGroup;
+use netlink_packet_route::{RouteNetlinkMessage, route::RouteAttribute};
+use rtnetlink::{
+    MulticastGroup,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+};
 use tokio::{
     sync::watch,
     task::JoinHandle,
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{HostRoutes, read::list};
+use tpx_ebpf_abi::slot::Slot;
+
+use super::{HostNetwork, LOCAL_TABLE, read::list};
 
 /// What can change the answer.
 const GROUPS: [MulticastGroup; 7] = [
@@ -29,20 +35,20 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Pause after netlink failed.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Reads the host's routes now and whenever they change, until it is dropped.
+/// Follows the host's network until it is dropped. Needs no privilege.
 #[derive(Debug)]
-pub struct RouteMonitor {
-    routes: watch::Receiver<Arc<HostRoutes>>,
+pub struct Monitor {
+    network: watch::Receiver<Arc<HostNetwork>>,
     task: JoinHandle<()>,
 }
 
-impl Drop for RouteMonitor {
+impl Drop for Monitor {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl RouteMonitor {
+impl Monitor {
     /// Begins, on the current runtime, in the network namespace of the calling thread. The first look is done when this
     /// returns.
     ///
@@ -51,14 +57,20 @@ impl RouteMonitor {
     pub async fn start() -> io::Result<Self> {
         let mut follower = Follower::start()?;
         let first = follower.list().await?;
-        let (tell, routes) = watch::channel(Arc::new(first));
-        Ok(Self { routes, task: tokio::spawn(follow(follower, tell)) })
+        let (tell, network) = watch::channel(Arc::new(first));
+        Ok(Self { network, task: tokio::spawn(follow(follower, tell)) })
     }
 
-    /// The routes now, and news of them: the value changes only when they do.
+    /// What it looks like now.
     #[must_use]
-    pub fn routes(&self) -> watch::Receiver<Arc<HostRoutes>> {
-        self.routes.clone()
+    pub fn now(&self) -> Arc<HostNetwork> {
+        Arc::clone(&self.network.borrow())
+    }
+
+    /// Follows it: the value changes only when the network does. The sender goes when the monitor is dropped.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<HostNetwork>> {
+        self.network.clone()
     }
 }
 
@@ -79,10 +91,11 @@ impl Follower {
     fn start() -> io::Result<Self> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
         // What changed does not matter: everything is read again.
-        Ok(Self { handle, news: Box::pin(messages.map(drop)), connection: tokio::spawn(connection) })
+        let news = messages.filter_map(|(message, _)| std::future::ready(concerns_the_host(&message).then_some(())));
+        Ok(Self { handle, news: Box::pin(news), connection: tokio::spawn(connection) })
     }
 
-    async fn list(&mut self) -> io::Result<HostRoutes> {
+    async fn list(&mut self) -> io::Result<HostNetwork> {
         list(&self.handle).await.map_err(io::Error::other)
     }
 
@@ -104,7 +117,19 @@ impl Follower {
     }
 }
 
-async fn follow(mut follower: Follower, tell: watch::Sender<Arc<HostRoutes>>) {
+/// Not so the kernel's and tpx's own tables: each plan changes hundreds of routes there.
+fn concerns_the_host(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) =
+        &message.payload
+    else {
+        return true;
+    };
+    let wide = |a: &RouteAttribute| if let RouteAttribute::Table(table) = a { Some(*table) } else { None };
+    let table = route.attributes.iter().find_map(wide).unwrap_or_else(|| route.header.table.into());
+    table != LOCAL_TABLE && !Slot::owns_table(table)
+}
+
+async fn follow(mut follower: Follower, tell: watch::Sender<Arc<HostNetwork>>) {
     loop {
         if !follower.changed().await {
             tracing::debug!("news of routes were lost");

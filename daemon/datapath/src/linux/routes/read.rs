@@ -15,18 +15,14 @@ use netlink_packet_route::{
 };
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 use tpx_core::subnets::HostRoute;
-use tpx_ebpf_abi::slot::Slot;
 
-use super::{
-    HostRoutes, Kind, Row,
-    rule::{Action, Rule},
-};
+use super::{HostNetwork, Kind, Row, is_ours, rule::Rule};
 
 /// Reads routes, rules and addresses of the calling thread's network namespace.
 ///
 /// # Errors
 /// What the kernel says.
-pub async fn read() -> io::Result<HostRoutes> {
+pub async fn read() -> io::Result<HostNetwork> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let connection = tokio::spawn(connection);
     let routes = list(&handle).await.map_err(io::Error::other);
@@ -34,38 +30,28 @@ pub async fn read() -> io::Result<HostRoutes> {
     routes
 }
 
-pub(super) async fn list(handle: &Handle) -> Result<HostRoutes, rtnetlink::Error> {
+pub(super) async fn list(handle: &Handle) -> Result<HostNetwork, rtnetlink::Error> {
     let devices = devices(handle).await?;
     let uid = rustix::process::geteuid().as_raw();
-    let mut found = HostRoutes { addresses: addresses(handle, &devices).await?, ..HostRoutes::default() };
+    let (mut rules, mut lines) = (Vec::new(), Vec::new());
     for ipv4 in [true, false] {
         let version = || if ipv4 { IpVersion::V4 } else { IpVersion::V6 };
-        let rules = match handle.rule().get(version()).execute().try_collect::<Vec<_>>().await {
-            Ok(rules) => rules,
+        let listed = match handle.rule().get(version()).execute().try_collect::<Vec<_>>().await {
+            Ok(listed) => listed,
             // A kernel without IPv6.
             Err(_) if !ipv4 => continue,
             Err(e) => return Err(e),
         };
-        found.rules.extend(rules.iter().map(|rule| Rule::of(rule, ipv4, uid)));
+        rules.extend(listed.iter().map(|rule| Rule::of(rule, ipv4, uid)));
         let any = if ipv4 {
             RouteMessageBuilder::<Ipv4Addr>::new().build()
         } else {
             RouteMessageBuilder::<Ipv6Addr>::new().build()
         };
         let routes: Vec<RouteMessage> = handle.route().get(any).execute().try_collect().await?;
-        found.routes.extend(routes.iter().flat_map(|route| rows(route, ipv4, &devices)));
+        lines.extend(routes.iter().flat_map(|route| rows(route, ipv4, &devices)));
     }
-    // What leads into tpx is what the host would not have without it.
-    found.rules.retain(|rule| !matches!(rule.action, Action::Table(table) if Slot::owns_table(table)));
-    found.routes.retain(|row| !Slot::owns_table(row.table) && !is_ours(&row.route.device));
-    // The kernel lists rules by preference; the sort is stable.
-    found.rules.sort_by_key(|rule| rule.preference);
-    found.routes.sort();
-    Ok(found)
-}
-
-fn is_ours(device: &str) -> bool {
-    Slot::all().any(|slot| slot.device() == device)
+    Ok(HostNetwork::of(rules, lines, addresses(handle, &devices).await?))
 }
 
 async fn devices(handle: &Handle) -> Result<BTreeMap<u32, String>, rtnetlink::Error> {
