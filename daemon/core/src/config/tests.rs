@@ -174,7 +174,7 @@ fn every_mistake_is_one_line_that_names_the_place() {
         ),
         (
             "routing:\n  virtualSubnet: [246.100.0.0/16, 246.101.0.0/16]\n",
-            "config.yml:2:33: routing.virtualSubnet: 246.101.0.0/16 is the second range of its family, after 246.100.0.0/16; give one IPv4 and one IPv6 range at most",
+            "config.yml:2:35: routing.virtualSubnet: 246.101.0.0/16 is the second range of its family, after 246.100.0.0/16; give one IPv4 and one IPv6 range at most",
         ),
         (
             "routing:\n  virtualSubnet: 127.1.0.0/16\n",
