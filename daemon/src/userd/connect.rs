@@ -18,7 +18,7 @@ use tpx_core::{
 };
 use tpx_datapath::{
     Host as _,
-    linux::routes::Monitor,
+    linux::routes::RouteMonitor,
     remote::{ConnectError, RemoteHost},
 };
 use tpx_link::{
@@ -32,6 +32,7 @@ use super::{
     cluster::ManagerRoad,
     connection::{Connection, Identity, Parts, Tasks},
     datapath::Datapath,
+    flow_table::FlowTable,
     flows::{Carrying, FlowCounters, carry_all},
     kubernetes::Cluster,
     lanes::Lanes,
@@ -98,7 +99,7 @@ pub(crate) async fn connect(
     step("Steering the cluster's subnets into the tunnel".into());
     let resolv = read_resolv_conf()?;
     let name_servers: Vec<IpAddr> = resolv.name_servers.iter().map(|server| server.address).collect();
-    let network = Monitor::start().await.map_err(|e| {
+    let network = RouteMonitor::start().await.map_err(|e| {
         Failure::new(Kind::Host, format!("cannot read the host's routes: {e}"), "see the log that `tpx status` names")
     })?;
     let wanted = Wanted {
@@ -118,7 +119,7 @@ pub(crate) async fn connect(
         facts: Arc::clone(&open.facts),
     };
     routing.see_cluster(Arc::clone(&open.facts));
-    routing.see_host(&network.now());
+    routing.see_host(&Arc::clone(&network.routes().borrow()));
     let first = routing.decide().map_err(|e| refused_rule(&e))?;
     let (decided, decisions) = watch::channel(first.clone());
     let handover = host.apply(&first.plan).await.map_err(|e| {
@@ -134,11 +135,13 @@ pub(crate) async fn connect(
     let names =
         Serving::start(datapath.dns, &resolv.name_servers, wanted, &session, datapath.bypass, addresses.clone())
             .map_err(internal)?;
-    let counters = Arc::new(FlowCounters::default());
+    let (counters, table) = (Arc::new(FlowCounters::default()), FlowTable::default());
     let carrying = Carrying {
         lanes: lanes.clone(),
         session: session.id.clone(),
         addresses: addresses.clone(),
+        asker: names.asker(),
+        table: table.clone(),
         counters: Arc::clone(&counters),
     };
     let mut tasks = Tasks::new(datapath.device);
@@ -175,6 +178,7 @@ pub(crate) async fn connect(
         names,
         maps: datapath.maps,
         addresses: addresses.clone(),
+        table,
         counters,
         tasks,
     });

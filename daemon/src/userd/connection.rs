@@ -10,16 +10,17 @@ use tpx_api::{Facts, VERSION};
 use tpx_core::{config::Config, plan::Road};
 use tpx_datapath::{
     Host as _,
-    linux::{Maps, routes::Monitor},
+    linux::{Maps, routes::RouteMonitor},
     remote::RemoteHost,
 };
 
 use super::{
     addresses::Addresses,
+    flow_table::FlowTable,
     flows::FlowCounters,
     insight::Insight,
     lanes::Lanes,
-    names::{Serving, ThroughManager, Wanted},
+    names::{Serving, Wanted},
     routing::{Decided, Routing, follow},
     service_names::ServiceNames,
     session::Session,
@@ -91,7 +92,7 @@ pub(crate) struct Parts {
     /// What was decided first.
     pub decided: watch::Sender<Decided>,
     /// The host's routes.
-    pub network: Monitor,
+    pub network: RouteMonitor,
     /// Where streams are opened.
     pub lanes: Lanes,
     /// The stay with the manager.
@@ -102,6 +103,8 @@ pub(crate) struct Parts {
     pub maps: Option<Maps>,
     /// Virtual addresses.
     pub addresses: Addresses,
+    /// What is carried.
+    pub table: FlowTable,
     /// Counters of flows.
     pub counters: Arc<FlowCounters>,
     /// What carries flows.
@@ -114,13 +117,15 @@ pub(crate) struct Connection {
     host: Arc<Mutex<RemoteHost>>,
     follower: JoinHandle<String>,
     decided: watch::Receiver<Decided>,
-    network: Monitor,
+    network: RouteMonitor,
     lanes: Lanes,
     session: Session,
     names: Serving,
-    service_names: ServiceNames,
     maps: Option<Maps>,
     addresses: Addresses,
+    table: FlowTable,
+    service_names: ServiceNames,
+    wanted: Wanted,
     counters: Arc<FlowCounters>,
     tasks: Tasks,
 }
@@ -139,14 +144,15 @@ impl Connection {
             names,
             maps,
             addresses,
+            table,
             counters,
             tasks,
         } = parts;
         let gone = host.closed();
+        let (service_names, wanted) = (ServiceNames::new(names.cluster()), routing.wanted.clone());
         let host = Arc::new(Mutex::new(host));
         let now = decided.subscribe();
-        let service_names = ServiceNames::new(Arc::new(ThroughManager::of(&session)));
-        let changes = (session.facts.clone(), network.watch());
+        let changes = (session.facts.clone(), network.routes());
         let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, changes.0, changes.1));
         Self {
             identity,
@@ -157,9 +163,11 @@ impl Connection {
             lanes,
             session,
             names,
-            service_names,
             maps,
             addresses,
+            table,
+            service_names,
+            wanted,
             counters,
             tasks,
         }
@@ -187,31 +195,28 @@ impl Connection {
                 "run `tpx quit` first, or `tpx status` to see it",
             )),
             Request::Quit => return,
-            request @ (Request::Explain { .. } | Request::TranslateEnv { .. } | Request::MapsDump) => {
+            other => {
                 let (insight, maps) = (self.insight(), self.maps.as_ref().map(Maps::dump).transpose());
-                tokio::spawn(async move { exchange.send(&insight.answer(request, maps).await).await });
+                tokio::spawn(async move {
+                    let reply = insight.answer(other, maps).await;
+                    exchange.send(&reply).await
+                });
                 return;
             }
         };
         tokio::spawn(async move { exchange.send(&reply).await });
     }
 
-    /// What there is to look at, as it is now.
     fn insight(&self) -> Insight {
-        let (facts, id) = (self.facts(), &self.identity);
-        let wanted = Wanted {
-            namespace: id.namespace.clone(),
-            mapped_namespaces: id.mapped_namespaces.clone().unwrap_or_default(),
-            config: Arc::clone(&id.config),
-        };
+        let facts = self.facts();
         Insight {
             plan: self.decided.borrow().plan.clone(),
             addresses: self.addresses.clone(),
-            routes: self.network.now().routes.clone(),
-            policy: wanted.policy(&facts),
+            routes: self.network.routes().borrow().unicast().cloned().collect(),
+            policy: self.wanted.policy(&facts),
             cluster_domain: facts.cluster_domain.clone(),
             names: self.service_names.clone(),
-            flows: self.counters.table.clone(),
+            flows: self.table.clone(),
         }
     }
 

@@ -18,6 +18,7 @@ mod netstream;
 mod probe;
 mod process_scope;
 mod processes;
+mod resolver_link;
 mod road;
 mod routing;
 mod service_names;
