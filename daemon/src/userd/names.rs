@@ -53,6 +53,8 @@ impl Wanted {
         policy.mapped_namespaces =
             (!self.mapped_namespaces.is_empty()).then(|| self.mapped_namespaces.iter().cloned().collect());
         policy.subnets = facts.service_subnets.iter().chain(&facts.pod_subnets).copied().collect();
+        let routing = self.config.routing();
+        policy.virtual_subnets = vec![routing.virtual4.into(), routing.virtual6.into()];
         self.config.rule_names(&mut policy);
         policy
     }
