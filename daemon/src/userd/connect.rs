@@ -18,7 +18,7 @@ use tpx_core::{
 };
 use tpx_datapath::{
     Host as _,
-    linux::routes::RouteMonitor,
+    linux::routes::Monitor,
     remote::{ConnectError, RemoteHost},
 };
 use tpx_link::{
@@ -99,7 +99,7 @@ pub(crate) async fn connect(
     step("Steering the cluster's subnets into the tunnel".into());
     let resolv = read_resolv_conf()?;
     let name_servers: Vec<IpAddr> = resolv.name_servers.iter().map(|server| server.address).collect();
-    let network = RouteMonitor::start().await.map_err(|e| {
+    let network = Monitor::start().await.map_err(|e| {
         Failure::new(Kind::Host, format!("cannot read the host's routes: {e}"), "see the log that `tpx status` names")
     })?;
     let wanted = Wanted {
@@ -119,7 +119,7 @@ pub(crate) async fn connect(
         facts: Arc::clone(&open.facts),
     };
     routing.see_cluster(Arc::clone(&open.facts));
-    routing.see_host(&Arc::clone(&network.routes().borrow()));
+    routing.see_host(&network.now());
     let first = routing.decide().map_err(|e| refused_rule(&e))?;
     let (decided, decisions) = watch::channel(first.clone());
     let handover = host.apply(&first.plan).await.map_err(|e| {

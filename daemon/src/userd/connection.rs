@@ -10,7 +10,7 @@ use tpx_api::{Facts, VERSION};
 use tpx_core::{config::Config, plan::Road};
 use tpx_datapath::{
     Host as _,
-    linux::{Maps, routes::RouteMonitor},
+    linux::{Maps, routes::Monitor},
     remote::RemoteHost,
 };
 
@@ -92,7 +92,7 @@ pub(crate) struct Parts {
     /// What was decided first.
     pub decided: watch::Sender<Decided>,
     /// The host's routes.
-    pub network: RouteMonitor,
+    pub network: Monitor,
     /// Where streams are opened.
     pub lanes: Lanes,
     /// The stay with the manager.
@@ -117,7 +117,7 @@ pub(crate) struct Connection {
     host: Arc<Mutex<RemoteHost>>,
     follower: JoinHandle<String>,
     decided: watch::Receiver<Decided>,
-    network: RouteMonitor,
+    network: Monitor,
     lanes: Lanes,
     session: Session,
     names: Serving,
@@ -152,7 +152,7 @@ impl Connection {
         let (service_names, wanted) = (ServiceNames::new(names.cluster()), routing.wanted.clone());
         let host = Arc::new(Mutex::new(host));
         let now = decided.subscribe();
-        let changes = (session.facts.clone(), network.routes());
+        let changes = (session.facts.clone(), network.watch());
         let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, changes.0, changes.1));
         Self {
             identity,
@@ -212,7 +212,7 @@ impl Connection {
         Insight {
             plan: self.decided.borrow().plan.clone(),
             addresses: self.addresses.clone(),
-            routes: self.network.routes().borrow().unicast().cloned().collect(),
+            routes: self.network.now().routes.clone(),
             policy: self.wanted.policy(&facts),
             cluster_domain: facts.cluster_domain.clone(),
             names: self.service_names.clone(),
