@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd as _, OwnedFd},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -43,6 +43,7 @@ pub(super) fn start(
         let inlet = Inlet {
             targets: Targets::new(targets.try_clone()?)?,
             associations: Associations::default(),
+            start: Instant::now(),
             outlet: Arc::new(Outlet { socket: UdpSocket::from_std(socket.into())?, raws: Arc::clone(raws) }),
             announce: announce.clone(),
         };
@@ -55,6 +56,8 @@ pub(super) fn start(
 struct Inlet {
     targets: Targets,
     associations: Associations,
+    /// The moment that the associations' times count from.
+    start: Instant,
     outlet: Arc<Outlet>,
     announce: mpsc::Sender<DatagramFlow>,
 }
@@ -68,7 +71,7 @@ impl Inlet {
             let ready = tokio::select! {
                 ready = outlet.socket.readable() => ready,
                 _ = sweep.tick() => {
-                    self.associations.sweep();
+                    self.associations.sweep(self.start.elapsed());
                     continue;
                 }
             };
@@ -99,7 +102,8 @@ impl Inlet {
             tracing::debug!("a datagram for the unknown index {index}");
             return;
         };
-        match self.associations.handle_datagram(arrived.source, index, Bytes::copy_from_slice(payload)) {
+        let (now, payload) = (self.start.elapsed(), Bytes::copy_from_slice(payload));
+        match self.associations.handle_datagram(now, arrived.source, index, payload) {
             Arrived::Known => {}
             Arrived::Lost => tracing::trace!("a datagram for {destination} was lost"),
             Arrived::New(incoming) => {
@@ -107,7 +111,7 @@ impl Inlet {
                 let back = Back { outlet: Arc::clone(&self.outlet), source, stands_for: arrived.to };
                 let flow = DatagramFlow { source, destination, incoming, back: Box::new(back) };
                 if self.announce.try_send(flow).is_err() {
-                    tracing::warn!("datagrams for {destination} were dropped: too many associations wait");
+                    tracing::debug!("datagrams for {destination} were dropped: too many associations wait");
                 }
             }
         }
