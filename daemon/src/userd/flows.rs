@@ -137,9 +137,7 @@ async fn carry_connection(knock: Box<dyn Knock>, carrying: Carrying) {
         return;
     }
     let dialled = match carrying.road_to(destination).await {
-        Ok((lane, target)) => {
-            lane.connect(&target.into(), &carrying.session()).await.map(|stream| (stream, target))
-        }
+        Ok((lane, target)) => lane.connect(&target.into(), &carrying.session()).await.map(|stream| (stream, target)),
         Err(why) => Err(why),
     };
     let counters = &carrying.counters;

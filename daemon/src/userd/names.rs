@@ -91,15 +91,8 @@ impl Serving {
         let resolver: Arc<dyn ClusterResolver> =
             Arc::new(ThroughManager { manager: session.manager.clone(), session: session.id.clone() });
         let cluster = Arc::clone(&resolver);
-        let server = Server::start(
-            bound,
-            receiver,
-            resolver,
-            Arc::new(addresses),
-            Arc::new(Outside(bypass)),
-            limits,
-        )
-        .map_err(io::Error::other)?;
+        let server = Server::start(bound, receiver, resolver, Arc::new(addresses), Arc::new(Outside(bypass)), limits)
+            .map_err(io::Error::other)?;
         Ok(Self { server, policy: follower.abort_handle(), name_servers: shown, cluster })
     }
 
