@@ -165,8 +165,10 @@ pub(crate) async fn connect(
         since: Instant::now(),
         config,
         road_because: chosen.because,
+        systemd_resolved: datapath.resolved,
+        unsteered_name_servers: datapath.unsteered_name_servers,
     };
-    let steered = first.plan.name_servers.iter().find(|ip| !datapath.unsteered_name_servers.contains(ip)).copied();
+    let steered = first.plan.name_servers.iter().find(|ip| !identity.unsteered_name_servers.contains(ip)).copied();
     let connection = Connection::new(Parts {
         identity,
         host,

@@ -1,6 +1,6 @@
 //! A connection that is up: what it is made of, what can be asked of it, and how it ends.
 
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
+use std::{net::IpAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::{
     sync::{Mutex, watch},
@@ -56,6 +56,10 @@ pub(crate) struct Identity {
     pub rootd_socket: PathBuf,
     /// What all layers of the configuration say.
     pub config: Arc<Config>,
+    /// Name servers that nothing could be put in front of.
+    pub unsteered_name_servers: Vec<IpAddr>,
+    /// Whether systemd-resolved was told.
+    pub systemd_resolved: bool,
     /// Why flows take the road that they take.
     pub road_because: String,
     /// Since when.
@@ -258,7 +262,7 @@ impl Connection {
                 except: decided.subnets.exceptions.iter().map(|exception| exception.cidr).collect(),
                 problem: decided.problem.clone(),
             },
-            dns: self.names.status(&facts.cluster_domain),
+            dns: self.names.status(&facts.cluster_domain, &id.unsteered_name_servers, id.systemd_resolved),
             flows: self.counters.read(),
             user_daemon: UserDaemon {
                 version: VERSION.into(),

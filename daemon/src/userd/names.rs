@@ -109,10 +109,12 @@ impl Serving {
     }
 
     /// What `tpx status` shows.
-    pub(crate) fn status(&self, cluster_domain: &str) -> Dns {
+    pub(crate) fn status(&self, cluster_domain: &str, unanswered: &[IpAddr], systemd_resolved: bool) -> Dns {
         let counts = self.server.counts();
         Dns {
             name_servers: self.name_servers.clone(),
+            unanswered: unanswered.iter().map(IpAddr::to_string).collect(),
+            systemd_resolved,
             cluster_domain: cluster_domain.into(),
             queries: counts.queries,
             cluster: counts.cluster,
