@@ -2,6 +2,7 @@
 
 mod crash;
 mod dns;
+mod floor;
 mod look;
 mod maps;
 mod reach;
@@ -26,6 +27,7 @@ pub(crate) fn all() -> Vec<Case> {
         dns::CASES,
         semantics::CASES,
         udp::CASES,
+        floor::CASES,
         volume::CASES,
         vpn::CASES,
         resolved::CASES,
