@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 
 use crate::{
     ipc::NamespaceRow,
-    userd::status::{State, Status, Subnet},
+    userd::status::{Dns, State, Status, Subnet},
 };
 
 /// What `tpx connect` says in the end.
@@ -18,10 +18,31 @@ pub(crate) fn connected(status: &Status) -> String {
     if let Some(mapped) = &status.mapped_namespaces {
         text += &format!("\nNames are limited to the namespaces {}", mapped.join(", "));
     }
+    if !status.dns.unanswered.is_empty() && !status.dns.systemd_resolved {
+        text += &format!(
+            "\nNames of the cluster do not resolve where {} is asked: on this datapath nothing can answer in its place",
+            status.dns.unanswered.join(", ")
+        );
+    }
     for moved in status.datapath.subnets.iter().filter(|n| n.mode != "direct") {
         text += &format!("\n{}", subnet(moved));
     }
     text
+}
+
+/// Who answers the cluster's names on this laptop.
+fn name_servers(dns: &Dns) -> String {
+    let mut lines = Vec::new();
+    if !dns.name_servers.is_empty() {
+        lines.push(format!("{} (answered by tpx for the cluster)", dns.name_servers.join(", ")));
+    }
+    if dns.systemd_resolved {
+        lines.push("systemd-resolved (asks tpx for the cluster)".into());
+    }
+    if !dns.unanswered.is_empty() {
+        lines.push(format!("{} (on this machine: only eBPF could answer for it)", dns.unanswered.join(", ")));
+    }
+    lines.join("\n")
 }
 
 /// A subnet on one line: what it is, how it is reached, and why not directly.
@@ -60,7 +81,7 @@ pub(crate) fn status(s: &Status) -> String {
         rows.push(("Routing problem", problem.clone()));
     }
     rows.extend([
-        ("Name servers", format!("{} (answered by tpx for the cluster)", s.dns.name_servers.join(", "))),
+        ("Name servers", name_servers(&s.dns)),
         ("Cluster domain", s.dns.cluster_domain.clone()),
         (
             "Names asked",

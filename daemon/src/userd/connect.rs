@@ -18,7 +18,7 @@ use tpx_core::{
 };
 use tpx_datapath::{
     Host as _,
-    linux::routes::RouteMonitor,
+    linux::routes::Monitor,
     remote::{ConnectError, RemoteHost},
 };
 use tpx_link::{
@@ -91,7 +91,7 @@ pub(crate) async fn connect(
     check_namespaces(&open.facts, &namespace, &params.mapped_namespaces)?;
 
     // What the cluster pushes may change the road as well.
-    let pushed = None;
+    let pushed = open.facts.client_config.as_deref();
     let config = Arc::new(config::merged(Partial::clone(&params.settings), cluster.settings.clone(), pushed)?);
     logging::set(config.log_user_daemon.value);
     let chosen = choose(&config, &host)?;
@@ -99,7 +99,7 @@ pub(crate) async fn connect(
     step("Steering the cluster's subnets into the tunnel".into());
     let resolv = read_resolv_conf()?;
     let name_servers: Vec<IpAddr> = resolv.name_servers.iter().map(|server| server.address).collect();
-    let network = RouteMonitor::start().await.map_err(|e| {
+    let network = Monitor::start().await.map_err(|e| {
         Failure::new(Kind::Host, format!("cannot read the host's routes: {e}"), "see the log that `tpx status` names")
     })?;
     let wanted = Wanted {
@@ -119,7 +119,7 @@ pub(crate) async fn connect(
         facts: Arc::clone(&open.facts),
     };
     routing.see_cluster(Arc::clone(&open.facts));
-    routing.see_host(&Arc::clone(&network.routes().borrow()));
+    routing.see_host(&network.now());
     let first = routing.decide().map_err(|e| refused_rule(&e))?;
     let (decided, decisions) = watch::channel(first.clone());
     let handover = host.apply(&first.plan).await.map_err(|e| {
@@ -165,8 +165,10 @@ pub(crate) async fn connect(
         since: Instant::now(),
         config,
         road_because: chosen.because,
+        systemd_resolved: datapath.resolved,
+        unsteered_name_servers: datapath.unsteered_name_servers,
     };
-    let steered = first.plan.name_servers.iter().find(|ip| !datapath.unsteered_name_servers.contains(ip)).copied();
+    let steered = first.plan.name_servers.iter().find(|ip| !identity.unsteered_name_servers.contains(ip)).copied();
     let connection = Connection::new(Parts {
         identity,
         host,

@@ -1,6 +1,6 @@
 //! A connection that is up: what it is made of, what can be asked of it, and how it ends.
 
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
+use std::{net::IpAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::{
     sync::{Mutex, watch},
@@ -10,7 +10,7 @@ use tpx_api::{Facts, VERSION};
 use tpx_core::{config::Config, plan::Road};
 use tpx_datapath::{
     Host as _,
-    linux::{Maps, routes::RouteMonitor},
+    linux::{Maps, routes::Monitor},
     remote::RemoteHost,
 };
 
@@ -56,6 +56,10 @@ pub(crate) struct Identity {
     pub rootd_socket: PathBuf,
     /// What all layers of the configuration say.
     pub config: Arc<Config>,
+    /// Name servers that nothing could be put in front of.
+    pub unsteered_name_servers: Vec<IpAddr>,
+    /// Whether systemd-resolved was told.
+    pub systemd_resolved: bool,
     /// Why flows take the road that they take.
     pub road_because: String,
     /// Since when.
@@ -92,7 +96,7 @@ pub(crate) struct Parts {
     /// What was decided first.
     pub decided: watch::Sender<Decided>,
     /// The host's routes.
-    pub network: RouteMonitor,
+    pub network: Monitor,
     /// Where streams are opened.
     pub lanes: Lanes,
     /// The stay with the manager.
@@ -117,7 +121,7 @@ pub(crate) struct Connection {
     host: Arc<Mutex<RemoteHost>>,
     follower: JoinHandle<String>,
     decided: watch::Receiver<Decided>,
-    network: RouteMonitor,
+    network: Monitor,
     lanes: Lanes,
     session: Session,
     names: Serving,
@@ -152,7 +156,7 @@ impl Connection {
         let (service_names, wanted) = (ServiceNames::new(names.cluster()), routing.wanted.clone());
         let host = Arc::new(Mutex::new(host));
         let now = decided.subscribe();
-        let changes = (session.facts.clone(), network.routes());
+        let changes = (session.facts.clone(), network.watch());
         let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, changes.0, changes.1));
         Self {
             identity,
@@ -212,7 +216,7 @@ impl Connection {
         Insight {
             plan: self.decided.borrow().plan.clone(),
             addresses: self.addresses.clone(),
-            routes: self.network.routes().borrow().unicast().cloned().collect(),
+            routes: self.network.now().routes.clone(),
             policy: self.wanted.policy(&facts),
             cluster_domain: facts.cluster_domain.clone(),
             names: self.service_names.clone(),
@@ -258,7 +262,7 @@ impl Connection {
                 except: decided.subnets.exceptions.iter().map(|exception| exception.cidr).collect(),
                 problem: decided.problem.clone(),
             },
-            dns: self.names.status(&facts.cluster_domain),
+            dns: self.names.status(&facts.cluster_domain, &id.unsteered_name_servers, id.systemd_resolved),
             flows: self.counters.read(),
             user_daemon: UserDaemon {
                 version: VERSION.into(),

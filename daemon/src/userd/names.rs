@@ -53,6 +53,8 @@ impl Wanted {
         policy.mapped_namespaces =
             (!self.mapped_namespaces.is_empty()).then(|| self.mapped_namespaces.iter().cloned().collect());
         policy.subnets = facts.service_subnets.iter().chain(&facts.pod_subnets).copied().collect();
+        let routing = self.config.routing();
+        policy.virtual_subnets = vec![routing.virtual4.into(), routing.virtual6.into()];
         self.config.rule_names(&mut policy);
         policy
     }
@@ -107,10 +109,12 @@ impl Serving {
     }
 
     /// What `tpx status` shows.
-    pub(crate) fn status(&self, cluster_domain: &str) -> Dns {
+    pub(crate) fn status(&self, cluster_domain: &str, unanswered: &[IpAddr], systemd_resolved: bool) -> Dns {
         let counts = self.server.counts();
         Dns {
             name_servers: self.name_servers.clone(),
+            unanswered: unanswered.iter().map(IpAddr::to_string).collect(),
+            systemd_resolved,
             cluster_domain: cluster_domain.into(),
             queries: counts.queries,
             cluster: counts.cluster,

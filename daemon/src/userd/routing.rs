@@ -11,7 +11,7 @@ use tpx_core::{
 };
 use tpx_datapath::{
     Host as _,
-    linux::{Slot, routes::HostRoutes},
+    linux::{Slot, routes::HostNetwork},
     remote::RemoteHost,
 };
 
@@ -42,9 +42,9 @@ pub(crate) struct Routing {
 
 impl Routing {
     /// Takes over what the host looks like.
-    pub(crate) fn see_host(&mut self, routes: &HostRoutes) {
-        self.inputs.host_routes = routes.unicast().cloned().collect();
-        self.inputs.gateways = routes.gateways().into_iter().collect();
+    pub(crate) fn see_host(&mut self, network: &HostNetwork) {
+        self.inputs.host_routes.clone_from(&network.routes);
+        self.inputs.gateways.clone_from(&network.gateways);
     }
 
     /// Takes over what the cluster looks like.
@@ -68,7 +68,7 @@ impl Routing {
 
     fn carried_out(&self, subnets: Subnets) -> Decided {
         let mut plan = subnets.plan(Scope::Workstation, self.road, &self.inputs.name_servers);
-        let domains = self.wanted.policy(&self.facts).link_domains(&[subnets.virtual4.into(), subnets.virtual6.into()]);
+        let domains = self.wanted.policy(&self.facts).link_domains();
         let bounded = |mut domains: Vec<String>| {
             domains.truncate(Plan::MAX_DOMAINS);
             domains
@@ -95,7 +95,7 @@ pub(crate) async fn follow(
     mut routing: Routing,
     decided: watch::Sender<Decided>,
     mut facts: watch::Receiver<Arc<Facts>>,
-    mut network: watch::Receiver<Arc<HostRoutes>>,
+    mut network: watch::Receiver<Arc<HostNetwork>>,
 ) -> String {
     let mut gone = std::pin::pin!(gone);
     loop {

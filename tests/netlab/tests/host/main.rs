@@ -40,6 +40,8 @@ const CASES: &[Case] = &[
     ("udp_unconnected_v6_and_mapped", datagrams::unconnected),
     ("udp_refused_unreachable_and_too_big", datagrams::errors),
     ("udp_60_kilobytes", datagrams::large),
+    ("udp_segmented_by_the_kernel", datagrams::segmented),
+    ("udp_more_destinations_than_fit", datagrams::full),
     ("udp_from_bound_sources", datagrams::bound),
     ("udp_virtual_and_names", datagrams::virtual_addresses),
     ("udp_left_to_the_floor", datagrams::left),
