@@ -6,11 +6,14 @@ mod flow;
 mod host;
 #[cfg(target_os = "linux")]
 pub mod linux;
+pub mod macos;
 mod maps;
 mod netstack;
 mod packet;
 #[cfg(target_os = "linux")]
 pub mod remote;
+pub mod routed;
+pub mod windows;
 
 pub use floor::{Floor, FloorGauge, FloorReading, FloorSettings, NetStream, PacketDevice};
 pub use flow::{Arrival, DatagramFlow, DatagramReturn, Echo, EchoFlow, EchoReturn, FlowSource, FlowStream, Knock};

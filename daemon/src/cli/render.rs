@@ -3,11 +3,10 @@
 use std::fmt::Display;
 
 use comfy_table::{Table, presets};
-use tpx_datapath::MapsDump;
 
 use crate::{
     ipc::NamespaceRow,
-    userd::status::{State, Status},
+    userd::status::{Dns, State, Status, Subnet},
 };
 
 /// What `tpx connect` says in the end.
@@ -19,7 +18,41 @@ pub(crate) fn connected(status: &Status) -> String {
     if let Some(mapped) = &status.mapped_namespaces {
         text += &format!("\nNames are limited to the namespaces {}", mapped.join(", "));
     }
+    if !status.dns.unanswered.is_empty() && !status.dns.systemd_resolved {
+        text += &format!(
+            "\nNames of the cluster do not resolve where {} is asked: on this datapath nothing can answer in its place",
+            status.dns.unanswered.join(", ")
+        );
+    }
+    for moved in status.datapath.subnets.iter().filter(|n| n.mode != "direct") {
+        text += &format!("\n{}", subnet(moved));
+    }
     text
+}
+
+/// Who answers the cluster's names on this laptop.
+fn name_servers(dns: &Dns) -> String {
+    let mut lines = Vec::new();
+    if !dns.name_servers.is_empty() {
+        lines.push(format!("{} (answered by tpx for the cluster)", dns.name_servers.join(", ")));
+    }
+    if dns.systemd_resolved {
+        lines.push("systemd-resolved (asks tpx for the cluster)".into());
+    }
+    if !dns.unanswered.is_empty() {
+        lines.push(format!("{} (on this machine: only eBPF could answer for it)", dns.unanswered.join(", ")));
+    }
+    lines.join("\n")
+}
+
+/// A subnet on one line: what it is, how it is reached, and why not directly.
+fn subnet(n: &Subnet) -> String {
+    let Subnet { cidr, role, mode, range, because } = n;
+    let because = because.as_ref().map_or_else(String::new, |why| format!(", because {why}"));
+    match range {
+        Some(range) => format!("{cidr} ({role}) is {mode}: reached under addresses in {range}{because}"),
+        None => format!("{cidr} ({role}) is {mode}{because}"),
+    }
 }
 
 /// `tpx status`.
@@ -28,8 +61,7 @@ pub(crate) fn status(s: &Status) -> String {
         State::Connected => "connected",
         State::Reconnecting => "reconnecting: the carrier was lost, new connections fail until it is back",
     };
-    let subnets: Vec<String> =
-        s.datapath.subnets.iter().map(|n| format!("{} ({}, {})", n.cidr, n.role, n.mode)).collect();
+    let subnets: Vec<String> = s.datapath.subnets.iter().map(subnet).collect();
     let mapped = s.mapped_namespaces.as_ref().map_or_else(|| "all".into(), |names| names.join(", "));
     let mut rows = vec![
         ("Status", state.to_owned()),
@@ -39,14 +71,17 @@ pub(crate) fn status(s: &Status) -> String {
         ("Mapped namespaces", mapped),
         ("Traffic manager", format!("{}, version {}", s.manager.namespace, s.manager.version)),
         ("Carrier", s.manager.carrier.clone()),
-        ("Datapath", s.datapath.road.clone()),
+        ("Datapath", format!("{} ({})", s.datapath.road, s.datapath.because)),
         ("Subnets", subnets.join("\n")),
     ];
     if !s.datapath.except.is_empty() {
         rows.push(("Never steered", join(&s.datapath.except)));
     }
+    if let Some(problem) = &s.datapath.problem {
+        rows.push(("Routing problem", problem.clone()));
+    }
     rows.extend([
-        ("Name servers", format!("{} (answered by tpx for the cluster)", s.dns.name_servers.join(", "))),
+        ("Name servers", name_servers(&s.dns)),
         ("Cluster domain", s.dns.cluster_domain.clone()),
         (
             "Names asked",
@@ -89,24 +124,6 @@ pub(crate) fn namespaces(rows: &[NamespaceRow]) -> String {
             vec![row.name.clone(), names.into()]
         }),
     )
-}
-
-/// `tpx maps dump`.
-pub(crate) fn maps(maps: &MapsDump) -> String {
-    let rules = table(&["RULE", "ACTION"], maps.rules.iter().map(|r| vec![r.cidr.to_string(), r.action.clone()]));
-    let names = table(
-        &["NAME SERVER", "ANSWERED AT"],
-        maps.name_servers.iter().map(|r| vec![r.name_server.to_string(), r.answered_at.to_string()]),
-    );
-    let held = table(
-        &["HELD FROM", "TO", "STATE", "SYNS"],
-        maps.held
-            .iter()
-            .map(|r| vec![r.source.to_string(), r.destination.to_string(), r.state.clone(), r.syns.to_string()]),
-    );
-    let counters =
-        table(&["COUNTER", "VALUE"], maps.counters.iter().map(|r| vec![r.name.clone(), r.value.to_string()]));
-    format!("{rules}\n\n{names}\n\n{held}\n\n{counters}\n\nOwn sockets bypassed: {}", maps.bypassed_sockets)
 }
 
 /// Two aligned columns: what and how much. Further lines of a value go under its first.

@@ -1,16 +1,27 @@
 //! The user daemon: one process a connection. It holds everything that lives as long as the connection does, and ends
 //! with it.
 
+mod addresses;
 mod cluster;
 mod connect;
 mod connection;
+mod datagrams;
+mod datapath;
+mod flow_table;
 mod flows;
+mod insight;
 pub(crate) mod kubernetes;
 mod lanes;
 mod logging;
 mod names;
 mod netstream;
 mod probe;
+mod process_scope;
+mod processes;
+mod resolver_link;
+mod road;
+mod routing;
+mod service_names;
 mod session;
 pub(crate) mod status;
 

@@ -1,7 +1,11 @@
 //! The name server of one connection: the policy follows the cluster's facts, the cluster is asked through the manager,
 //! and what is not the cluster's goes to the original servers by sockets that nothing steers.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use socket2::Socket;
@@ -11,11 +15,16 @@ use tokio::{
     task::AbortHandle,
 };
 use tpx_api::{Facts, proto};
-use tpx_core::dns::{Name, NameServer, PolicyConfig};
+use tpx_core::{
+    config::Config,
+    dns::{Name, NameServer, PolicyConfig},
+    vnat::Exhausted,
+};
 use tpx_datapath::linux::{Bypass, DnsSockets};
-use tpx_dns::{BoundSockets, ClusterResolver, Limits, ResolveError, Server, ServerHandle};
+use tpx_dns::{Asker, BoundSockets, ClusterResolver, Limits, ResolveError, Server, ServerHandle, Translate};
 
 use super::{
+    addresses::Addresses,
     session::{Manager, Session},
     status::Dns,
 };
@@ -24,11 +33,31 @@ use super::{
 const PORT: u16 = 53;
 
 /// The user's part of the policy.
+#[derive(Clone)]
 pub(crate) struct Wanted {
     /// The namespace of single labels.
     pub namespace: String,
     /// `--mapped-namespaces`; empty: all.
     pub mapped_namespaces: Vec<String>,
+    /// Suffixes, mappings and limits.
+    pub config: Arc<Config>,
+}
+
+impl Wanted {
+    /// The policy for the cluster as it is now.
+    pub(crate) fn policy(&self, facts: &Facts) -> PolicyConfig {
+        // A domain that is no name leaves only what needs none.
+        let mut policy = PolicyConfig::new(facts.cluster_domain.parse().unwrap_or_else(|_| Name::root()));
+        policy.namespaces = facts.namespaces.iter().cloned().collect();
+        policy.connected_namespace = Some(self.namespace.clone());
+        policy.mapped_namespaces =
+            (!self.mapped_namespaces.is_empty()).then(|| self.mapped_namespaces.iter().cloned().collect());
+        policy.subnets = facts.service_subnets.iter().chain(&facts.pod_subnets).copied().collect();
+        let routing = self.config.routing();
+        policy.virtual_subnets = vec![routing.virtual4.into(), routing.virtual6.into()];
+        self.config.rule_names(&mut policy);
+        policy
+    }
 }
 
 /// A running name server. Ends when dropped.
@@ -36,6 +65,7 @@ pub(crate) struct Serving {
     server: ServerHandle,
     policy: AbortHandle,
     name_servers: Vec<String>,
+    cluster: Arc<dyn ClusterResolver>,
 }
 
 impl Serving {
@@ -46,29 +76,45 @@ impl Serving {
         wanted: Wanted,
         session: &Session,
         bypass: Bypass,
+        addresses: Addresses,
     ) -> io::Result<Self> {
+        let limits = Limits { lookup_timeout: wanted.config.lookup_timeout.value.0, ..Limits::default() };
         let bound = sockets.into_iter().map(|own| bind(own, name_servers)).collect::<io::Result<Vec<_>>>()?;
         let shown = bound.iter().map(|bound| bound.name_server.ip().to_string()).collect();
         let mut facts = session.facts.clone();
-        let first = policy(&wanted, &facts.borrow_and_update());
+        let first = wanted.policy(&facts.borrow_and_update());
         let (sender, receiver) = watch::channel(Arc::new(first));
         let follower = tokio::spawn(async move {
             while facts.changed().await.is_ok() {
-                let now = policy(&wanted, &facts.borrow_and_update());
+                let now = wanted.policy(&facts.borrow_and_update());
                 sender.send_replace(Arc::new(now));
             }
         });
-        let resolver = Arc::new(ThroughManager { manager: session.manager.clone(), session: session.id.clone() });
-        let server = Server::start(bound, receiver, resolver, Arc::new(Outside(bypass)), Limits::default())
+        let resolver: Arc<dyn ClusterResolver> =
+            Arc::new(ThroughManager { manager: session.manager.clone(), session: session.id.clone() });
+        let cluster = Arc::clone(&resolver);
+        let server = Server::start(bound, receiver, resolver, Arc::new(addresses), Arc::new(Outside(bypass)), limits)
             .map_err(io::Error::other)?;
-        Ok(Self { server, policy: follower.abort_handle(), name_servers: shown })
+        Ok(Self { server, policy: follower.abort_handle(), name_servers: shown, cluster })
+    }
+
+    /// The server without sockets, for questions that arrive as flows. Only the cluster's names are asked there.
+    pub(crate) fn asker(&self) -> Asker {
+        self.server.asker(None)
+    }
+
+    /// The cluster's own name server.
+    pub(crate) fn cluster(&self) -> Arc<dyn ClusterResolver> {
+        Arc::clone(&self.cluster)
     }
 
     /// What `tpx status` shows.
-    pub(crate) fn status(&self, cluster_domain: &str) -> Dns {
+    pub(crate) fn status(&self, cluster_domain: &str, unanswered: &[IpAddr], systemd_resolved: bool) -> Dns {
         let counts = self.server.counts();
         Dns {
             name_servers: self.name_servers.clone(),
+            unanswered: unanswered.iter().map(IpAddr::to_string).collect(),
+            systemd_resolved,
             cluster_domain: cluster_domain.into(),
             queries: counts.queries,
             cluster: counts.cluster,
@@ -82,17 +128,6 @@ impl Drop for Serving {
     fn drop(&mut self) {
         self.policy.abort();
     }
-}
-
-fn policy(wanted: &Wanted, facts: &Facts) -> PolicyConfig {
-    // A domain that is no name leaves only what needs none.
-    let mut policy = PolicyConfig::new(facts.cluster_domain.parse().unwrap_or_else(|_| Name::root()));
-    policy.namespaces = facts.namespaces.iter().cloned().collect();
-    policy.connected_namespace = Some(wanted.namespace.clone());
-    policy.mapped_namespaces =
-        (!wanted.mapped_namespaces.is_empty()).then(|| wanted.mapped_namespaces.iter().cloned().collect());
-    policy.subnets = facts.service_subnets.iter().chain(&facts.pod_subnets).copied().collect();
-    policy
 }
 
 fn bind(own: DnsSockets, name_servers: &[NameServer]) -> io::Result<BoundSockets> {
@@ -137,7 +172,17 @@ impl ClusterResolver for ThroughManager {
 struct Outside(Bypass);
 
 impl tpx_dns::Bypass for Outside {
-    fn exempt(&self, socket: &Socket) -> io::Result<()> {
-        self.0.exempt(socket)
+    fn exempt(&self, socket: &Socket, server: SocketAddr) -> io::Result<()> {
+        self.0.exempt(socket, server.ip())
+    }
+}
+
+impl Translate for Addresses {
+    fn virtual_for(&self, real: IpAddr) -> Result<IpAddr, Exhausted> {
+        self.reachable(real)
+    }
+
+    fn real_for(&self, address: IpAddr) -> Option<IpAddr> {
+        self.vnat().real_for(address)
     }
 }

@@ -6,6 +6,7 @@ mod handover;
 #[cfg(feature = "privileged")]
 mod host;
 mod inspect;
+pub mod routes;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper")]
 mod sys;
 mod translations;

@@ -2,6 +2,7 @@
 
 mod crash;
 mod dns;
+mod look;
 mod maps;
 mod reach;
 mod resolved;
@@ -28,6 +29,7 @@ pub(crate) fn all() -> Vec<Case> {
         volume::CASES,
         vpn::CASES,
         resolved::CASES,
+        look::CASES,
     ];
     let maps = if laptop::is_tun() { &[] } else { maps::CASES };
     [&first.concat(), maps, crash::CASES, users::CASES].concat()

@@ -1,12 +1,18 @@
-//! The privileged half of the express lane on the real kernel.
+//! The privileged half of the datapath on the real kernel.
 
 mod app;
+mod datagrams;
+mod floor;
 mod names;
+mod neighbour;
 mod owner;
 mod relay;
 mod remains;
 mod roads;
+mod routes;
 mod scopes;
+mod translations;
+mod tun;
 
 use tpx_netlab::Case;
 
@@ -25,11 +31,36 @@ const CASES: &[Case] = &[
     ("outside_the_cgroup_is_untouched", scopes::outside),
     ("bypassed_sockets_are_untouched", scopes::bypass),
     ("workstation_is_the_visible_tree", scopes::workstation),
+    ("virtual_tcp_v4_v6_and_mapped", translations::reach),
+    ("virtual_addresses_come_and_go", translations::come_and_go),
+    ("hidden_subnets_go_where_the_host_leads", translations::hidden),
+    ("udp_20000_datagrams_400_destinations_3_sockets", datagrams::many),
+    ("udp_connected_v4_v6_and_mapped", datagrams::connected),
+    ("udp_unconnected_v6_and_mapped", datagrams::unconnected),
+    ("udp_refused_unreachable_and_too_big", datagrams::errors),
+    ("udp_60_kilobytes", datagrams::large),
+    ("udp_segmented_by_the_kernel", datagrams::segmented),
+    ("udp_more_destinations_than_fit", datagrams::full),
+    ("udp_from_bound_sources", datagrams::bound),
+    ("udp_virtual_and_names", datagrams::virtual_addresses),
+    ("udp_left_to_the_floor", datagrams::left),
+    ("udp_other_machines_cannot_enter", datagrams::other_machines),
     ("dns_udp_connected", names::udp_connected),
     ("dns_udp_unconnected_many_servers", names::udp_unconnected),
     ("dns_udp_mapped", names::udp_mapped),
     ("dns_tcp", names::tcp),
     ("dns_leaves_others_alone", names::others),
+    ("floor_routes_and_rules", floor::routes_and_rules),
+    ("floor_packets_come_and_go", floor::packets),
+    ("floor_hidden_subnets_keep_open_sockets", floor::hidden),
+    ("floor_is_for_the_workstation_only", floor::tree),
+    ("floor_beside_a_vpn_that_routes_by_mark", floor::wg_quick),
+    ("routes_as_without_tpx", routes::without_tpx),
+    ("routes_are_followed", routes::followed),
+    ("tun_road_answers_names", tun::names),
+    ("tun_road_forwards_outside", tun::forwards),
+    ("tun_road_yields_to_a_name_server_of_the_host", tun::own_name_server),
+    ("tun_road_kill_9", tun::killed),
     ("apply_again_changes_the_difference", remains::again),
     ("apply_again_that_fails_goes_back", remains::goes_back),
     ("apply_that_fails_leaves_nothing", remains::failing),

@@ -124,8 +124,7 @@ impl Relay {
 
     /// A counter of the programs.
     pub(crate) fn count(&self, name: &str) -> Result<u64> {
-        let dump = self.maps.dump()?;
-        dump.counters.iter().find(|row| row.name == name).map(|row| row.value).context("no such counter")
+        self.maps.counters()?.iter().find(|row| row.name == name).map(|row| row.value).context("no such counter")
     }
 
     /// Attempts that reached the lane's owner.
@@ -202,7 +201,7 @@ async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 /// Answers each question with the name server it was meant for.
-fn serve_names(lane: &mut JoinSet<()>, sockets: DnsSockets) -> Result<()> {
+pub(crate) fn serve_names(lane: &mut JoinSet<()>, sockets: DnsSockets) -> Result<()> {
     let word: Arc<str> = format!("{} says ", sockets.name_server).into();
     let udp = UdpSocket::from_std(sockets.udp.into())?;
     let said = Arc::clone(&word);
