@@ -38,6 +38,8 @@ impl World {
             .context("leave the machine's namespaces")?;
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("keep mounts private")?;
+        // The machine's own daemons (D-Bus, systemd-resolved) are out of reach.
+        mount(Some("netlab"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("hide /run")?;
         // sysfs shows the network namespace that it was mounted in.
         mount(Some("netlab"), "/mnt", Some("tmpfs"), MsFlags::empty(), none).context("mount a tmpfs")?;
         let tree = PathBuf::from("/mnt/cgroup");

@@ -8,6 +8,7 @@ mod neighbour;
 mod owner;
 mod relay;
 mod remains;
+mod resolved;
 mod roads;
 mod routes;
 mod scopes;
@@ -57,6 +58,8 @@ const CASES: &[Case] = &[
     ("floor_beside_a_vpn_that_routes_by_mark", floor::wg_quick),
     ("routes_as_without_tpx", routes::without_tpx),
     ("routes_are_followed", routes::followed),
+    ("resolved_is_told", resolved::told),
+    ("resolved_may_be_absent", resolved::absent),
     ("tun_road_answers_names", tun::names),
     ("tun_road_forwards_outside", tun::forwards),
     ("tun_road_yields_to_a_name_server_of_the_host", tun::own_name_server),

@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Device {
     file: File,
-    name: &'static str,
+    pub(super) name: &'static str,
     /// Interface index.
     pub(super) index: u32,
     /// Whether packets begin with a `virtio_net_hdr`.

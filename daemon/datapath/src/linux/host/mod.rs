@@ -10,6 +10,7 @@ mod names;
 mod network;
 mod probe;
 mod programs;
+mod resolved;
 mod rules;
 mod sockets;
 
@@ -33,6 +34,7 @@ use self::{
     names::Name,
     network::{Footprint, Network},
     programs::{Ahead, Programs},
+    resolved::Resolved,
     rules::Rule,
     sockets::Datagrams,
 };
@@ -46,6 +48,7 @@ use crate::{Host, HostError};
 #[derive(Debug)]
 pub struct LinuxHost {
     slot: Slot,
+    bus: Option<String>,
     ahead: Option<Ahead>,
     applied: Option<Applied>,
 }
@@ -58,6 +61,7 @@ struct Applied {
     plan: Plan,
     state: State,
     names: BTreeMap<IpAddr, Name>,
+    resolved: Resolved,
     ipv6: bool,
     footprint: Footprint,
     device: Device,
@@ -85,7 +89,13 @@ impl LinuxHost {
     /// Changes nothing yet.
     #[must_use]
     pub fn new(slot: Slot) -> Self {
-        Self { slot, ahead: None, applied: None }
+        Self { slot, bus: None, ahead: None, applied: None }
+    }
+
+    /// Looks for systemd-resolved at another D-Bus (an address as in `DBUS_SYSTEM_BUS_ADDRESS`) than the system's.
+    #[must_use]
+    pub fn with_bus(self, address: impl Into<String>) -> Self {
+        Self { bus: Some(address.into()), ..self }
     }
 
     /// Says that a first plan will come soon: what can be read ahead is read while the caller goes on.
@@ -119,6 +129,7 @@ impl LinuxHost {
             plan: plan.clone(),
             state: State::default(),
             names: BTreeMap::new(),
+            resolved: Resolved::at(self.bus.clone()),
             ipv6,
             footprint,
             device,
@@ -216,6 +227,7 @@ impl Applied {
         for server in self.names.keys().filter(|server| !want.names.contains(server)).copied().collect::<Vec<_>>() {
             self.remove_name(network, slot, server).await?;
         }
+        self.resolved.tell(&self.device, plan.resolver.as_ref(), self.ipv6).await;
         Ok(())
     }
 
@@ -249,7 +261,7 @@ impl Applied {
                 express: self.express.as_ref().map(Express::files).transpose()?,
                 dns: dns.collect::<io::Result<_>>()?,
                 unsteered_name_servers: unserved,
-                resolved: false,
+                resolved: self.resolved.is_told(),
             })
         };
         copies().map_err(|e| system("duplicate the files that are handed over", e))
