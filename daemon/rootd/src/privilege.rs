@@ -11,20 +11,20 @@ use rustix::{
     },
 };
 
-const NEEDED: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN).union(CapabilitySet::NET_RAW);
-/// Only the floor alone needs it, to stand in for name servers; kept where it is there.
-const USEFUL: CapabilitySet = CapabilitySet::NET_BIND_SERVICE;
+const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW);
+/// Kept where they are there: the express lane needs the first, the floor alone the second, to stand in for name servers.
+const USEFUL: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::NET_BIND_SERVICE);
 
 /// Gives up every capability but four (capabilities(7)), for this process and what it might start, for good. The
 /// process must have one thread.
 ///
 /// # Errors
-/// When the first three are not there to keep, or the kernel refuses.
+/// When those for the network are not there to keep, or the kernel refuses.
 pub(crate) fn drop_all_but_network() -> anyhow::Result<()> {
     let have = capabilities(None).context("cannot read the own capabilities")?;
     ensure!(
         have.permitted.contains(NEEDED),
-        "CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW are needed: run it as root (`sudo tpx-rootd serve`) or as a service"
+        "CAP_NET_ADMIN and CAP_NET_RAW are needed: run it as root (`sudo tpx-rootd serve`) or as a service"
     );
     let kept = NEEDED | have.permitted & USEFUL;
     // Kernels before 5.11 count maps as locked memory. Where the limit cannot be raised, it is that of the service.

@@ -248,7 +248,7 @@ fn run(cli: Cli, out: &output::Output) -> Result<ExitCode, Failure> {
 /// What this process and its libraries have to say besides the result.
 fn log(level: LogLevel) {
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_env("TPX_LOG").unwrap_or_else(|_| EnvFilter::new(level.word())))
+        .with_env_filter(EnvFilter::new(level.word()))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();

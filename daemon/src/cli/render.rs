@@ -3,11 +3,10 @@
 use std::fmt::Display;
 
 use comfy_table::{Table, presets};
-use tpx_datapath::MapsDump;
 
 use crate::{
     ipc::NamespaceRow,
-    userd::status::{State, Status, Subnet},
+    userd::status::{Dns, State, Status, Subnet},
 };
 
 /// What `tpx connect` says in the end.
@@ -19,10 +18,31 @@ pub(crate) fn connected(status: &Status) -> String {
     if let Some(mapped) = &status.mapped_namespaces {
         text += &format!("\nNames are limited to the namespaces {}", mapped.join(", "));
     }
+    if !status.dns.unanswered.is_empty() && !status.dns.systemd_resolved {
+        text += &format!(
+            "\nNames of the cluster do not resolve where {} is asked: on this datapath nothing can answer in its place",
+            status.dns.unanswered.join(", ")
+        );
+    }
     for moved in status.datapath.subnets.iter().filter(|n| n.mode != "direct") {
         text += &format!("\n{}", subnet(moved));
     }
     text
+}
+
+/// Who answers the cluster's names on this laptop.
+fn name_servers(dns: &Dns) -> String {
+    let mut lines = Vec::new();
+    if !dns.name_servers.is_empty() {
+        lines.push(format!("{} (answered by tpx for the cluster)", dns.name_servers.join(", ")));
+    }
+    if dns.systemd_resolved {
+        lines.push("systemd-resolved (asks tpx for the cluster)".into());
+    }
+    if !dns.unanswered.is_empty() {
+        lines.push(format!("{} (on this machine: only eBPF could answer for it)", dns.unanswered.join(", ")));
+    }
+    lines.join("\n")
 }
 
 /// A subnet on one line: what it is, how it is reached, and why not directly.
@@ -61,7 +81,7 @@ pub(crate) fn status(s: &Status) -> String {
         rows.push(("Routing problem", problem.clone()));
     }
     rows.extend([
-        ("Name servers", format!("{} (answered by tpx for the cluster)", s.dns.name_servers.join(", "))),
+        ("Name servers", name_servers(&s.dns)),
         ("Cluster domain", s.dns.cluster_domain.clone()),
         (
             "Names asked",
@@ -104,24 +124,6 @@ pub(crate) fn namespaces(rows: &[NamespaceRow]) -> String {
             vec![row.name.clone(), names.into()]
         }),
     )
-}
-
-/// `tpx maps dump`.
-pub(crate) fn maps(maps: &MapsDump) -> String {
-    let rules = table(&["RULE", "ACTION"], maps.rules.iter().map(|r| vec![r.cidr.to_string(), r.action.clone()]));
-    let names = table(
-        &["NAME SERVER", "ANSWERED AT"],
-        maps.name_servers.iter().map(|r| vec![r.name_server.to_string(), r.answered_at.to_string()]),
-    );
-    let held = table(
-        &["HELD FROM", "TO", "STATE", "SYNS"],
-        maps.held
-            .iter()
-            .map(|r| vec![r.source.to_string(), r.destination.to_string(), r.state.clone(), r.syns.to_string()]),
-    );
-    let counters =
-        table(&["COUNTER", "VALUE"], maps.counters.iter().map(|r| vec![r.name.clone(), r.value.to_string()]));
-    format!("{rules}\n\n{names}\n\n{held}\n\n{counters}\n\nOwn sockets bypassed: {}", maps.bypassed_sockets)
 }
 
 /// Two aligned columns: what and how much. Further lines of a value go under its first.

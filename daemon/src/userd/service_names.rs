@@ -23,11 +23,14 @@ const MOST: usize = 512;
 /// A name, or that there is none, is believed this long.
 const KEPT: Duration = Duration::from_secs(30);
 
+/// Since when, and the name, if there is one.
+type Known = (Instant, Option<String>);
+
 /// Asks and remembers.
 #[derive(Clone)]
 pub(super) struct ServiceNames {
     resolver: Arc<dyn ClusterResolver>,
-    known: Arc<Mutex<HashMap<IpAddr, (Instant, Option<String>)>>>,
+    known: Arc<Mutex<HashMap<IpAddr, Known>>>,
 }
 
 impl ServiceNames {

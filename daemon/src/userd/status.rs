@@ -115,6 +115,10 @@ impl From<&subnets::Subnet> for Subnet {
 pub(crate) struct Dns {
     /// The original name servers, whose port 53 is answered by tpx.
     pub name_servers: Vec<String>,
+    /// Those that nothing can be put in front of: without the express lane, servers on this machine itself.
+    pub unanswered: Vec<String>,
+    /// Whether systemd-resolved was told to ask tpx for the cluster's names.
+    pub systemd_resolved: bool,
     /// The cluster's domain.
     pub cluster_domain: String,
     /// Questions seen.

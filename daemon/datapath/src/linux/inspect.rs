@@ -118,7 +118,11 @@ impl Maps {
         Ok(rows)
     }
 
-    fn counters(&self) -> io::Result<Vec<CounterRow>> {
+    /// What the programs counted since they were loaded.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn counters(&self) -> io::Result<Vec<CounterRow>> {
         Counter::ALL
             .iter()
             .map(|counter| {

@@ -68,6 +68,8 @@ fn action(entry: &Value) -> Result<String> {
     Ok(match u32::from_ne_bytes(value) {
         1 => "steer",
         2 => "except",
+        3 => "virtual",
+        4 => "hidden",
         _ => "unknown",
     }
     .into())

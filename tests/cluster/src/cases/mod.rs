@@ -2,6 +2,8 @@
 
 mod crash;
 mod dns;
+mod floor;
+mod look;
 mod maps;
 mod reach;
 mod resolved;
@@ -25,9 +27,11 @@ pub(crate) fn all() -> Vec<Case> {
         dns::CASES,
         semantics::CASES,
         udp::CASES,
+        floor::CASES,
         volume::CASES,
         vpn::CASES,
         resolved::CASES,
+        look::CASES,
     ];
     let maps = if laptop::is_tun() { &[] } else { maps::CASES };
     [&first.concat(), maps, crash::CASES, users::CASES].concat()

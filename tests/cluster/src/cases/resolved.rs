@@ -64,12 +64,15 @@ fn leaves() -> Result<()> {
     laptop::quit()?;
     let _resolved = Resolved::start()?;
     laptop::connect_with(&[])?;
-    ensure!(resolvectl("status")?.contains("tpx0"), "systemd-resolved knows nothing of tpx0");
+    let told = resolvectl("dns")?;
+    ensure!(told.lines().any(|line| line.contains("(tpx0)") && line.contains("246.246.255.")), "{told}");
+    let domains = resolvectl("domain")?;
+    ensure!(domains.contains("~emojivoto") && domains.contains("emojivoto.svc.cluster.local"), "{domains}");
     for pid in laptop::daemons()?.into_iter().map(|(pid, _)| pid) {
         sh(&format!("kill -9 {pid}"))?.success()?;
     }
     residue::nothing_left()?;
-    ensure!(!resolvectl("status")?.contains("tpx0"), "tpx0 is still known");
+    ensure!(!resolvectl("dns")?.contains("tpx0"), "tpx0 is still known");
     ensure!(getent("web-app.emojivoto").is_err(), "the cluster's names must be gone");
     ensure!(addresses(&getent("www.example.test")?).contains("203.0.113.80"), "the internet's names");
     Ok(())

@@ -218,6 +218,49 @@ pub(crate) fn large(world: &World) -> Result<()> {
     relay.stop(world)
 }
 
+/// QUIC implementations hand many datagrams over at once (UDP_SEGMENT of udp(7)).
+pub(crate) fn segmented(world: &World) -> Result<()> {
+    let relay = Relay::start(world, &plan(world))?;
+    for to in TARGETS.map(addr) {
+        let socket = for_target(to)?;
+        set(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 1200)?;
+        let payload: Vec<u8> = (0..12_500u32).map(|n| (n % 251) as u8).collect();
+        for connect in [false, true] {
+            if connect {
+                socket.connect(to)?;
+                socket.send(&payload)?;
+            } else {
+                socket.send_to(&payload, to)?;
+            }
+            for part in payload.chunks(1200) {
+                ensure_received(&socket, to, &seen(to), part)?;
+            }
+        }
+    }
+    relay.stop(world)
+}
+
+/// What finds no index is left to the floor; what has one keeps it.
+pub(crate) fn full(world: &World) -> Result<()> {
+    let relay = Relay::start(world, &plan(world))?;
+    let first = addr(TARGETS[0]);
+    let (known, socket) = (for_target(first)?, for_target(first)?);
+    known.connect(first)?;
+    ensure_answer(&known, first, &seen(first))?;
+    for n in 1..tpx_ebpf_abi::maps::TARGETS_MAX {
+        let ip = std::net::Ipv4Addr::new(10, 96, 16 + (n >> 12) as u8, (n >> 4) as u8);
+        socket.send_to(b"?", (ip, 20_000 + (n & 15) as u16))?;
+    }
+    ensure!(relay.count("datagrams_unindexed")? == 0, "{}", relay.count("datagrams_unindexed")?);
+    ensure!(relay.dump()?.datagrams.len() == tpx_ebpf_abi::maps::TARGETS_MAX as usize);
+    // A scope that is no workstation has no floor.
+    let left = socket.send_to(b"too many", "10.96.3.8:5000");
+    ensure!(left.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ENETUNREACH)), "{left:?}");
+    ensure!(relay.count("datagrams_unindexed")? == 1);
+    ensure_answer(&known, first, &seen(first)).context("a known destination")?;
+    relay.stop(world)
+}
+
 /// The source is the application's affair, even where the laptop's own network is part of what is steered.
 pub(crate) fn bound(world: &World) -> Result<()> {
     let relay = Relay::start(world, &plan(world))?;

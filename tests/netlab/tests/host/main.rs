@@ -9,6 +9,7 @@ mod owner;
 mod relay;
 mod remains;
 mod roads;
+mod routes;
 mod scopes;
 mod translations;
 mod tun;
@@ -38,6 +39,8 @@ const CASES: &[Case] = &[
     ("udp_unconnected_v6_and_mapped", datagrams::unconnected),
     ("udp_refused_unreachable_and_too_big", datagrams::errors),
     ("udp_60_kilobytes", datagrams::large),
+    ("udp_segmented_by_the_kernel", datagrams::segmented),
+    ("udp_more_destinations_than_fit", datagrams::full),
     ("udp_from_bound_sources", datagrams::bound),
     ("udp_virtual_and_names", datagrams::virtual_addresses),
     ("udp_left_to_the_floor", datagrams::left),
@@ -52,6 +55,8 @@ const CASES: &[Case] = &[
     ("floor_hidden_subnets_keep_open_sockets", floor::hidden),
     ("floor_is_for_the_workstation_only", floor::tree),
     ("floor_beside_a_vpn_that_routes_by_mark", floor::wg_quick),
+    ("routes_as_without_tpx", routes::without_tpx),
+    ("routes_are_followed", routes::followed),
     ("tun_road_answers_names", tun::names),
     ("tun_road_forwards_outside", tun::forwards),
     ("tun_road_yields_to_a_name_server_of_the_host", tun::own_name_server),

@@ -124,8 +124,7 @@ impl Relay {
 
     /// A counter of the programs.
     pub(crate) fn count(&self, name: &str) -> Result<u64> {
-        let dump = self.maps.dump()?;
-        dump.counters.iter().find(|row| row.name == name).map(|row| row.value).context("no such counter")
+        self.maps.counters()?.iter().find(|row| row.name == name).map(|row| row.value).context("no such counter")
     }
 
     /// Attempts that reached the lane's owner.

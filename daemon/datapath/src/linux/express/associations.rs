@@ -1,6 +1,6 @@
 //! Which datagrams belong together: everything between one source and one destination.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -10,10 +10,14 @@ pub(super) const OPEN_MAX: usize = 16_384;
 /// Payloads of one association that wait for whoever carries them.
 pub(super) const WAITING_MAX: usize = 256;
 
+/// How often those that ended are looked for: it takes a look at each one.
+const SWEEP: Duration = Duration::from_secs(1);
+
 /// The open associations of one socket, by source and index of the destination.
 #[derive(Debug, Default)]
 pub(super) struct Associations {
     open: BTreeMap<(SocketAddr, u32), mpsc::Sender<Bytes>>,
+    swept: Duration,
 }
 
 /// What became of a datagram.
@@ -29,7 +33,7 @@ pub(super) enum Arrived {
 
 impl Associations {
     /// A datagram came. An association whose receiver is gone begins anew.
-    pub(super) fn handle_datagram(&mut self, source: SocketAddr, index: u32, payload: Bytes) -> Arrived {
+    pub(super) fn handle_datagram(&mut self, now: Duration, source: SocketAddr, index: u32, payload: Bytes) -> Arrived {
         let key = (source, index);
         let payload = match self.open.get(&key) {
             None => payload,
@@ -40,7 +44,7 @@ impl Associations {
             },
         };
         if self.open.len() >= OPEN_MAX && !self.open.contains_key(&key) {
-            self.sweep();
+            self.sweep(now);
             if self.open.len() >= OPEN_MAX {
                 return Arrived::Lost;
             }
@@ -53,15 +57,20 @@ impl Associations {
         Arrived::New(receiver)
     }
 
-    /// Forgets those that nobody carries any more.
-    pub(super) fn sweep(&mut self) {
-        self.open.retain(|_, sender| !sender.is_closed());
+    /// Forgets those that nobody carries any more, if it is time.
+    pub(super) fn sweep(&mut self, now: Duration) {
+        if now.saturating_sub(self.swept) >= SWEEP {
+            self.open.retain(|_, sender| !sender.is_closed());
+            self.swept = now;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LATER: Duration = Duration::from_secs(100);
 
     fn source(n: u16) -> SocketAddr {
         SocketAddr::from(([198, 18, 0, 1], n))
@@ -77,10 +86,10 @@ mod tests {
     #[test]
     fn source_and_destination_make_an_association() {
         let mut all = Associations::default();
-        let mut a = new(all.handle_datagram(source(1), 7, Bytes::from_static(b"a1")));
-        let mut b = new(all.handle_datagram(source(1), 8, Bytes::from_static(b"b1")));
-        let mut c = new(all.handle_datagram(source(2), 7, Bytes::from_static(b"c1")));
-        assert!(matches!(all.handle_datagram(source(1), 7, Bytes::from_static(b"a2")), Arrived::Known));
+        let mut a = new(all.handle_datagram(LATER, source(1), 7, Bytes::from_static(b"a1")));
+        let mut b = new(all.handle_datagram(LATER, source(1), 8, Bytes::from_static(b"b1")));
+        let mut c = new(all.handle_datagram(LATER, source(2), 7, Bytes::from_static(b"c1")));
+        assert!(matches!(all.handle_datagram(LATER, source(1), 7, Bytes::from_static(b"a2")), Arrived::Known));
         assert_eq!([a.try_recv().unwrap(), a.try_recv().unwrap()], ["a1", "a2"]);
         assert_eq!([b.try_recv().unwrap(), c.try_recv().unwrap()], ["b1", "c1"]);
         assert!(a.try_recv().is_err() && b.try_recv().is_err() && c.try_recv().is_err());
@@ -89,27 +98,29 @@ mod tests {
     #[test]
     fn who_does_not_keep_up_loses_the_newest() {
         let mut all = Associations::default();
-        let mut a = new(all.handle_datagram(source(1), 7, Bytes::from_static(b"first")));
+        let mut a = new(all.handle_datagram(LATER, source(1), 7, Bytes::from_static(b"first")));
         for _ in 1..WAITING_MAX {
-            assert!(matches!(all.handle_datagram(source(1), 7, Bytes::new()), Arrived::Known));
+            assert!(matches!(all.handle_datagram(LATER, source(1), 7, Bytes::new()), Arrived::Known));
         }
-        assert!(matches!(all.handle_datagram(source(1), 7, Bytes::from_static(b"lost")), Arrived::Lost));
+        assert!(matches!(all.handle_datagram(LATER, source(1), 7, Bytes::from_static(b"lost")), Arrived::Lost));
         assert_eq!(a.try_recv().unwrap(), "first");
-        assert!(matches!(all.handle_datagram(source(1), 7, Bytes::new()), Arrived::Known));
+        assert!(matches!(all.handle_datagram(LATER, source(1), 7, Bytes::new()), Arrived::Known));
     }
 
     #[test]
     fn a_dropped_one_begins_anew_and_makes_room() {
         let mut all = Associations::default();
-        drop(new(all.handle_datagram(source(1), 7, Bytes::new())));
-        let mut again = new(all.handle_datagram(source(1), 7, Bytes::from_static(b"again")));
+        drop(new(all.handle_datagram(LATER, source(1), 7, Bytes::new())));
+        let mut again = new(all.handle_datagram(LATER, source(1), 7, Bytes::from_static(b"again")));
         assert_eq!(again.try_recv().unwrap(), "again");
         let mut kept: Vec<_> =
-            (2..=OPEN_MAX as u32).map(|n| new(all.handle_datagram(source(2), n, Bytes::new()))).collect();
-        assert!(matches!(all.handle_datagram(source(3), 1, Bytes::new()), Arrived::Lost));
+            (2..=OPEN_MAX as u32).map(|n| new(all.handle_datagram(LATER, source(2), n, Bytes::new()))).collect();
+        assert!(matches!(all.handle_datagram(LATER, source(3), 1, Bytes::new()), Arrived::Lost));
         kept.pop();
-        new(all.handle_datagram(source(3), 1, Bytes::new()));
-        all.sweep();
+        // Not at each datagram that finds no room.
+        assert!(matches!(all.handle_datagram(LATER, source(3), 1, Bytes::new()), Arrived::Lost));
+        drop(new(all.handle_datagram(LATER + SWEEP, source(3), 1, Bytes::new())));
+        all.sweep(LATER + SWEEP * 2);
         assert_eq!(all.open.len(), OPEN_MAX - 1);
     }
 }
