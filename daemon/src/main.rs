@@ -4,6 +4,7 @@
 //! tunnel, names, flows. What needs privilege is asked of `tpx-rootd`.
 
 mod cli;
+mod config;
 mod failure;
 mod ipc;
 mod paths;

@@ -1,21 +1,20 @@
-//! connect(): mark what leads into the cluster, exchange name servers, leave everything else as it is.
+//! connect(): mark what leads into the cluster, exchange virtual addresses and name servers, leave everything else as it
+//! is.
 
 use aya_ebpf::{macros::cgroup_sock_addr, maps::lpm_trie::Key, programs::SockAddrContext};
-use tpx_ebpf_abi::{Counter, Road, Rule, decide, slot, v4_in, v4_mapped};
+use tpx_ebpf_abi::{Counter, Road, Rule, decide, slot, v4_in};
 
 use crate::{
-    maps::{RULES4, RULES6, count, steer_mark},
+    datagrams,
+    maps::{DATAGRAM_PORT, RULES4, RULES6, VIRTUAL4, VIRTUAL6, count, steer_mark},
     names,
-    sys::Call,
+    sys::{Call, found, mapped},
 };
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
-    if let Some(own) = towards4(&call, call.ip4()) {
-        call.set_ip4(own);
-        call.set_port(slot::DNS_PORT);
-    }
+    call.put4(towards4(&call, call.ip4()));
     1
 }
 
@@ -24,13 +23,10 @@ pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
     let ip = call.ip6();
     let other = match v4_in(&ip) {
-        Some(v4) => towards4(&call, v4).map(v4_mapped),
+        Some(v4) => towards4(&call, v4).map(mapped),
         None => towards6(&call, ip),
     };
-    if let Some(own) = other {
-        call.set_ip6(own);
-        call.set_port(slot::DNS_PORT);
-    }
+    call.put6(other);
     1
 }
 
@@ -46,42 +42,65 @@ pub(crate) fn rule6(ip: [u8; 16]) -> Option<Rule> {
     RULES6.get(Key::new(128, ip)).copied()
 }
 
-/// Acts on the socket; returns the address to connect to instead.
+/// Acts on the socket; returns the address and port to connect to instead.
 #[inline(always)]
-fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<[u8; 4]> {
+fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
     let own = names::own4(call, ip);
-    let stream = call.is_stream();
-    let rule = if stream { rule4(ip) } else { None };
-    act(call, decide(stream, call.port(), own.is_some(), rule)).then_some(own).flatten()
+    match decide(call.kind(), call.port(), own.is_some(), rule4(ip)) {
+        Road::Steer if steer(call) => None,
+        Road::Translate if steer(call) => {
+            // One that the listener would not be given keeps its virtual address: then the daemon translates it.
+            let real = found(VIRTUAL4.get_ptr(ip)).filter(|real| rule4(*real).is_some_and(Rule::accepts));
+            count(if real.is_some() { Counter::Translated } else { Counter::Untranslated });
+            Some((real?, call.port()))
+        }
+        Road::Encode => Some((datagrams::encode4(call, ip)?, DATAGRAM_PORT.load())),
+        road => {
+            let exchange = road == Road::Name && names::may_exchange(call);
+            unmark(call);
+            if exchange { Some((own?, slot::DNS_PORT)) } else { None }
+        }
+    }
 }
 
 /// As [`towards4`].
 #[inline(always)]
-fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Option<[u8; 16]> {
+fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
     let own = names::own6(call, ip);
-    let stream = call.is_stream();
-    let rule = if stream { rule6(ip) } else { None };
-    act(call, decide(stream, call.port(), own.is_some(), rule)).then_some(own).flatten()
+    match decide(call.kind(), call.port(), own.is_some(), rule6(ip)) {
+        Road::Steer if steer(call) => None,
+        Road::Translate if steer(call) => {
+            let real = found(VIRTUAL6.get_ptr(ip)).filter(|real| rule6(*real).is_some_and(Rule::accepts));
+            count(if real.is_some() { Counter::Translated } else { Counter::Untranslated });
+            Some((real?, call.port()))
+        }
+        Road::Encode => Some((datagrams::encode6(call, ip)?, DATAGRAM_PORT.load())),
+        road => {
+            let exchange = road == Road::Name && names::may_exchange(call);
+            unmark(call);
+            if exchange { Some((own?, slot::DNS_PORT)) } else { None }
+        }
+    }
 }
 
-/// Carries a decision out. True: the address has to be exchanged.
+/// Marks the socket. False: it is none of ours, or the kernel did not let us.
 #[inline(always)]
-fn act(call: &Call<'_>, road: Road) -> bool {
-    let name = match road {
-        Road::Steer if call.is_ours() => {
-            let done = call.set_mark(steer_mark()) && call.unbind_device();
-            count(if done { Counter::Steered } else { Counter::SteerFailed });
-            #[cfg(feature = "log")]
-            aya_log_ebpf::debug!(call.0, "steered to port {}", call.port());
-            return false;
-        }
-        Road::Name => names::may_exchange(call),
-        Road::Steer | Road::Leave => false,
-    };
-    // A socket that was steered once and now connects elsewhere.
+fn steer(call: &Call<'_>) -> bool {
+    if !call.is_ours() {
+        return false;
+    }
+    let done = call.set_mark(steer_mark()) && call.unbind_device();
+    count(if done { Counter::Steered } else { Counter::SteerFailed });
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(call.0, "steered to port {}", call.port());
+    done
+}
+
+/// For a socket that was steered once and now connects elsewhere.
+#[inline(always)]
+fn unmark(call: &Call<'_>) {
     if call.has_mark(steer_mark()) {
         call.set_mark(0);
         count(Counter::Unmarked);
     }
-    name
 }

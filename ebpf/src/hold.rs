@@ -54,7 +54,7 @@ fn passes(packet: &Packet<'_>) -> Option<bool> {
         Some(v4) => rule4(v4),
         None => rule6(syn.flow.dst),
     };
-    if !steered.is_some_and(Rule::steers) {
+    if !steered.is_some_and(Rule::accepts) {
         count(Counter::SynsStray);
         return Some(false);
     }

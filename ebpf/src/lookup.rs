@@ -1,14 +1,15 @@
-//! Which socket gets a packet: TCP to a steered address goes to the daemon's listener, whatever its port.
+//! Which socket gets a packet: TCP to a steered address goes to the daemon's listener, whatever its port; UDP to an address
+//! that stands for a destination goes to the daemon's socket.
 
 use aya_ebpf::{bindings::sk_action::SK_PASS, macros::sk_lookup, programs::SkLookupContext};
 use tpx_ebpf_abi::{
     Counter, Rule,
-    maps::{LISTENER4, LISTENER6},
+    maps::{DATAGRAMS4, DATAGRAMS6, LISTENER4, LISTENER6},
 };
 
 use crate::{
     connect::{rule4, rule6},
-    maps::{DEVICE, LISTENERS, count, note_look_up},
+    maps::{DATAGRAM_PORT, DEVICE, SOCKETS, count, note_look_up, own_slot},
     sys::Lookup,
 };
 
@@ -21,14 +22,34 @@ pub(crate) fn lookup(ctx: SkLookupContext) -> u32 {
     // Steered packets come from this host: they arrive on the loopback device, or (IPv6) on the device of their route.
     // One from another machine, to an address of this host that a steered subnet happens to cover, is not for us.
     let device = packet.ingress_device();
-    if !packet.is_tcp() || (device != LOOPBACK && device != DEVICE.load()) {
+    if device != LOOPBACK && device != DEVICE.load() {
         return SK_PASS;
     }
-    let (rule, slot) = if packet.is_v4() { (rule4(packet.ip4()), LISTENER4) } else { (rule6(packet.ip6()), LISTENER6) };
-    if rule.is_some_and(Rule::steers) {
-        let assigned = LISTENERS.redirect_sk_lookup(&ctx, slot, 0).is_ok();
-        count(if assigned { Counter::Assigned } else { Counter::AssignFailed });
-        note_look_up(packet.ports());
+    if packet.is_tcp() {
+        let (rule, slot) =
+            if packet.is_v4() { (rule4(packet.ip4()), LISTENER4) } else { (rule6(packet.ip6()), LISTENER6) };
+        if rule.is_some_and(Rule::accepts) {
+            assign(&ctx, slot, Counter::Assigned);
+            note_look_up(packet.ports());
+        }
+        return SK_PASS;
+    }
+    if packet.port() == DATAGRAM_PORT.load() {
+        let own = own_slot();
+        let (index, slot) = if packet.is_v4() {
+            (own.decode4(packet.ip4()), DATAGRAMS4)
+        } else {
+            (own.decode6(&packet.ip6()), DATAGRAMS6)
+        };
+        if index.is_some() {
+            assign(&ctx, slot, Counter::DatagramsAssigned);
+        }
     }
     SK_PASS
+}
+
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, slot: u32, done: Counter) {
+    let assigned = SOCKETS.redirect_sk_lookup(ctx, slot, 0).is_ok();
+    count(if assigned { done } else { Counter::AssignFailed });
 }

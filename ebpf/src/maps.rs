@@ -8,8 +8,8 @@ use aya_ebpf::{
     maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use tpx_ebpf_abi::{
-    Counter, Flow, Rule, Verdict,
-    maps::{BYPASS_MAX, HELD_MAX, RULES_MAX, SYNS_BYTES},
+    Counter, Flow, Rule, Target, Verdict,
+    maps::{BYPASS_MAX, HELD_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
     mark,
     slot::{NAMES, Slot},
 };
@@ -23,6 +23,9 @@ pub(crate) static DEVICE: Global<u32> = Global::new(0);
 /// Number of the datapath's slot.
 #[unsafe(no_mangle)]
 static SLOT: Global<u32> = Global::new(0);
+/// Port of the daemon's sockets that datagrams arrive at.
+#[unsafe(no_mangle)]
+pub(crate) static DATAGRAM_PORT: Global<u16> = Global::new(0);
 
 #[map]
 pub(crate) static RULES4: LpmTrie<[u8; 4], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
@@ -37,9 +40,21 @@ pub(crate) static SERVERS4: HashMap<[u8; 4], [u8; 4]> = HashMap::with_max_entrie
 #[map]
 pub(crate) static SERVERS6: HashMap<[u8; 16], [u8; 16]> = HashMap::with_max_entries(NAMES as u32, 0);
 #[map]
+pub(crate) static VIRTUAL4: HashMap<[u8; 4], [u8; 4]> = HashMap::with_max_entries(VIRTUAL_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static VIRTUAL6: HashMap<[u8; 16], [u8; 16]> = HashMap::with_max_entries(VIRTUAL_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static REAL4: HashMap<[u8; 4], [u8; 4]> = HashMap::with_max_entries(VIRTUAL_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static REAL6: HashMap<[u8; 16], [u8; 16]> = HashMap::with_max_entries(VIRTUAL_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(TARGETS_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static INDICES: HashMap<Target, u32> = HashMap::with_max_entries(TARGETS_MAX, BPF_F_NO_PREALLOC);
+#[map]
 pub(crate) static BYPASS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(BYPASS_MAX, 0);
 #[map]
-pub(crate) static LISTENERS: SockMap = SockMap::with_max_entries(2, 0);
+pub(crate) static SOCKETS: SockMap = SockMap::with_max_entries(4, 0);
 #[map]
 pub(crate) static HELD: HashMap<Flow, Verdict> = HashMap::with_max_entries(HELD_MAX, BPF_F_NO_PREALLOC);
 #[map]
@@ -76,14 +91,20 @@ pub(crate) fn take_look_up(ports: [u8; 4]) -> bool {
     was == u32::from_ne_bytes(ports)
 }
 
+/// The datapath's slot.
+#[inline(always)]
+pub(crate) fn own_slot() -> Slot {
+    Slot::masked(SLOT.load())
+}
+
 /// The mark of steered sockets.
 #[inline(always)]
 pub(crate) fn steer_mark() -> u32 {
-    mark::steer(Slot::masked(SLOT.load()))
+    mark::steer(own_slot())
 }
 
-/// The mark of packets that the daemon sends.
+/// The mark of the sockets that the daemon sends from.
 #[inline(always)]
 pub(crate) fn reinject_mark() -> u32 {
-    mark::reinject(Slot::masked(SLOT.load()))
+    mark::reinject(own_slot())
 }

@@ -3,66 +3,12 @@
 //! The mapping is one to one and without state, so it holds for any mix of sockets and servers: connected or not,
 //! several servers behind one socket, IPv4-mapped addresses, servers on loopback addresses, UDP and TCP.
 
-use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use tpx_ebpf_abi::{Counter, DNS_PORT, slot, v4_in, v4_mapped};
+use tpx_ebpf_abi::{Counter, DNS_PORT, slot};
 
 use crate::{
     maps::{NAMES4, NAMES6, SERVERS4, SERVERS6, count},
     sys::{Call, found},
 };
-
-#[cgroup_sock_addr(sendmsg4)]
-pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    let call = Call(&ctx);
-    if let Some(own) = own4(&call, call.ip4())
-        && may_exchange(&call)
-    {
-        call.set_ip4(own);
-        call.set_port(slot::DNS_PORT);
-    }
-    1
-}
-
-#[cgroup_sock_addr(sendmsg6)]
-pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    let call = Call(&ctx);
-    let ip = call.ip6();
-    let own = match v4_in(&ip) {
-        Some(v4) => own4(&call, v4).map(v4_mapped),
-        None => own6(&call, ip),
-    };
-    if let Some(own) = own
-        && may_exchange(&call)
-    {
-        call.set_ip6(own);
-        call.set_port(slot::DNS_PORT);
-    }
-    1
-}
-
-#[cgroup_sock_addr(recvmsg4)]
-pub(crate) fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    back4(&Call(&ctx));
-    1
-}
-
-#[cgroup_sock_addr(recvmsg6)]
-pub(crate) fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    back6(&Call(&ctx));
-    1
-}
-
-#[cgroup_sock_addr(getpeername4)]
-pub(crate) fn getpeername4(ctx: SockAddrContext) -> i32 {
-    back4(&Call(&ctx));
-    1
-}
-
-#[cgroup_sock_addr(getpeername6)]
-pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
-    back6(&Call(&ctx));
-    1
-}
 
 /// tpx's own address for a name server, if this call speaks to its DNS port.
 #[inline(always)]
@@ -87,35 +33,25 @@ pub(crate) fn may_exchange(call: &Call<'_>) -> bool {
     may
 }
 
+/// The name server that the address of a call stands for.
 #[inline(always)]
-fn back4(call: &Call<'_>) {
-    if let Some(server) = server4(call, call.ip4())
-        && call.is_ours()
-    {
-        call.set_ip4(server);
-        call.set_port(DNS_PORT);
-        count(Counter::NamesAnswered);
-    }
+pub(crate) fn server4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
+    let server = if call.port() == slot::DNS_PORT { found(SERVERS4.get_ptr(ip)) } else { None };
+    answered(call, server?)
+}
+
+/// As [`server4`].
+#[inline(always)]
+pub(crate) fn server6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
+    let server = if call.port() == slot::DNS_PORT { found(SERVERS6.get_ptr(ip)) } else { None };
+    answered(call, server?)
 }
 
 #[inline(always)]
-fn back6(call: &Call<'_>) {
-    let ip = call.ip6();
-    let server = match v4_in(&ip) {
-        Some(v4) => server4(call, v4).map(v4_mapped),
-        None if call.port() == slot::DNS_PORT => found(SERVERS6.get_ptr(ip)),
-        None => None,
-    };
-    if let Some(server) = server
-        && call.is_ours()
-    {
-        call.set_ip6(server);
-        call.set_port(DNS_PORT);
-        count(Counter::NamesAnswered);
+fn answered<T>(call: &Call<'_>, server: T) -> Option<(T, u16)> {
+    if !call.is_ours() {
+        return None;
     }
-}
-
-#[inline(always)]
-fn server4(call: &Call<'_>, ip: [u8; 4]) -> Option<[u8; 4]> {
-    if call.port() == slot::DNS_PORT { found(SERVERS4.get_ptr(ip)) } else { None }
+    count(Counter::NamesAnswered);
+    Some((server, DNS_PORT))
 }

@@ -6,17 +6,19 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock,
     helpers::generated::{
-        bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_setsockopt, bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
+        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_setsockopt, bpf_skb_load_bytes,
+        bpf_skb_load_bytes_relative,
     },
     maps::{HashMap, ring_buf::RingBufEntry},
     programs::{SkBuffContext, SkLookupContext, SockAddrContext},
 };
-use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, SynRecord, Verdict, mark};
+use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, Kind, SynRecord, Verdict, mark, v4_mapped};
 
-use crate::maps::{BYPASS, NETNS_COOKIE, count};
+use crate::maps::{BYPASS, NETNS_COOKIE, count, reinject_mark};
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
 const SOCK_STREAM: u32 = 1;
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
@@ -64,7 +66,7 @@ impl Call<'_> {
 
     /// Replaces the IPv4 address.
     #[inline(always)]
-    pub(crate) fn set_ip4(&self, ip: [u8; 4]) {
+    fn set_ip4(&self, ip: [u8; 4]) {
         // SAFETY: as in `ip4`; this field may be written.
         unsafe { (*self.0.sock_addr).user_ip4 = u32::from_ne_bytes(ip) }
     }
@@ -78,7 +80,7 @@ impl Call<'_> {
 
     /// Replaces the IPv6 address.
     #[inline(always)]
-    pub(crate) fn set_ip6(&self, ip: [u8; 16]) {
+    fn set_ip6(&self, ip: [u8; 16]) {
         // SAFETY: as in `set_ip4`, word by word as the verifier wants it.
         unsafe {
             let word = (&raw mut (*self.0.sock_addr).user_ip6).cast::<u32>();
@@ -98,9 +100,46 @@ impl Call<'_> {
 
     /// Replaces the port.
     #[inline(always)]
-    pub(crate) fn set_port(&self, port: u16) {
+    fn set_port(&self, port: u16) {
         // SAFETY: as in `set_ip4`.
         unsafe { (*self.0.sock_addr).user_port = u32::from(port.to_be()) }
+    }
+
+    /// Replaces IPv4 address and port, if there are others.
+    #[inline(always)]
+    pub(crate) fn put4(&self, other: Option<([u8; 4], u16)>) {
+        if let Some((ip, port)) = other {
+            self.set_ip4(ip);
+            self.set_port(port);
+        }
+    }
+
+    /// Replaces IPv6 address and port, if there are others.
+    #[inline(always)]
+    pub(crate) fn put6(&self, other: Option<([u8; 16], u16)>) {
+        if let Some((ip, port)) = other {
+            self.set_ip6(ip);
+            self.set_port(port);
+        }
+    }
+
+    /// What the socket carries.
+    #[inline(always)]
+    pub(crate) fn kind(&self) -> Kind {
+        if self.is_stream() {
+            Kind::Stream
+        } else if self.is_datagram() {
+            Kind::Datagram
+        } else {
+            Kind::Other
+        }
+    }
+
+    /// Whether the socket carries datagrams of UDP (not those of ping sockets or UDP-Lite).
+    #[inline(always)]
+    pub(crate) fn is_datagram(&self) -> bool {
+        // SAFETY: as in `ip4`.
+        unsafe { (*self.0.sock_addr).protocol == IPPROTO_UDP }
     }
 
     /// Whether the socket carries a stream: TCP or MPTCP.
@@ -127,7 +166,7 @@ impl Call<'_> {
         }
         // SAFETY: as above.
         let cookie = unsafe { bpf_get_socket_cookie(self.0.as_ptr()) };
-        if BYPASS.get_ptr(cookie).is_some() {
+        if self.has_mark(reinject_mark()) || BYPASS.get_ptr(cookie).is_some() {
             count(Counter::Bypassed);
             return false;
         }
@@ -175,11 +214,18 @@ impl Call<'_> {
 pub(crate) struct Lookup<'a>(pub(crate) &'a SkLookupContext);
 
 impl Lookup<'_> {
-    /// Whether it is TCP.
+    /// Whether it is TCP, else UDP.
     #[inline(always)]
     pub(crate) fn is_tcp(&self) -> bool {
         // SAFETY: the kernel's context lives as long as the program runs; so below.
         unsafe { (*self.0.lookup).protocol == IPPROTO_TCP }
+    }
+
+    /// Its destination port.
+    #[inline(always)]
+    pub(crate) fn port(&self) -> u16 {
+        // SAFETY: as above. In host order.
+        unsafe { (*self.0.lookup).local_port as u16 }
     }
 
     /// Whether it is IPv4, else IPv6.
@@ -208,8 +254,7 @@ impl Lookup<'_> {
     pub(crate) fn ports(&self) -> [u8; 4] {
         // SAFETY: as above. Kernels before 5.18 know the source port as a word only; all fill it up with zeros.
         let source = unsafe { (&raw const (*self.0.lookup).remote_port).cast::<u32>().read_volatile() }.to_ne_bytes();
-        // SAFETY: as above.
-        let destination = (unsafe { (*self.0.lookup).local_port } as u16).to_be_bytes();
+        let destination = self.port().to_be_bytes();
         [source[0], source[1], destination[0], destination[1]]
     }
 
@@ -312,4 +357,17 @@ pub(crate) fn released(held: &HashMap<Flow, Verdict>, flow: &Flow) -> bool {
 pub(crate) fn found<T: Copy>(value: Option<*const T>) -> Option<T> {
     // SAFETY: map look-ups give valid pointers.
     value.map(|v| unsafe { *v })
+}
+
+/// An IPv4 address as an IPv4-mapped one, with its port.
+#[inline(always)]
+pub(crate) fn mapped((ip, port): ([u8; 4], u16)) -> ([u8; 16], u16) {
+    (v4_mapped(ip), port)
+}
+
+/// Any number.
+#[inline(always)]
+pub(crate) fn random() -> u32 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_get_prandom_u32() }
 }

@@ -4,8 +4,10 @@
 //! daemons) carry decisions out.
 #![forbid(unsafe_code)]
 
+pub mod cidr;
+pub mod config;
 pub mod dial;
 pub mod dns;
 pub mod plan;
-pub mod planning;
+pub mod subnets;
 pub mod syngate;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 mod check;
 
 pub use check::PlanError;
+pub(crate) use check::may_be_steered;
 
 /// Which processes see the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,19 @@ pub enum Road {
     Tun,
 }
 
+/// What systemd-resolved learns about tpx's device; it forgets it with the device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolverLink {
+    /// tpx's own addresses that answer for the cluster, at port 53: the slot's resolver addresses, which are routed to
+    /// the device. At most [`Plan::MAX_NAME_SERVERS`].
+    pub servers: Vec<IpAddr>,
+    /// Domains whose names are asked there and nowhere else. At most [`Plan::MAX_DOMAINS`].
+    pub routing_domains: Vec<String>,
+    /// Domains that complete single labels, and whose names are asked there too. At most [`Plan::MAX_DOMAINS`].
+    pub search_domains: Vec<String>,
+}
+
 /// Desired host state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +67,9 @@ pub struct Plan {
     pub except: Vec<IpNet>,
     /// The configured name servers whose port 53 is answered by tpx. At most [`Plan::MAX_NAME_SERVERS`].
     pub name_servers: Vec<IpAddr>,
+    /// What systemd-resolved is told, where it runs.
+    #[serde(default)]
+    pub resolver: Option<ResolverLink>,
 }
 
 impl Plan {
@@ -60,6 +77,8 @@ impl Plan {
     pub const MAX_SUBNETS: usize = 1024;
     /// Bound on `name_servers`; resolv.conf(5) knows three.
     pub const MAX_NAME_SERVERS: usize = 8;
+    /// Bound on each list of domains of a [`ResolverLink`].
+    pub const MAX_DOMAINS: usize = 512;
 
     /// Whether connections to `ip` go through the tunnel: the most specific prefix of both lists decides.
     #[must_use]

@@ -6,9 +6,10 @@ mod host;
 #[cfg(target_os = "linux")]
 pub mod linux;
 mod maps;
+mod packet;
 #[cfg(target_os = "linux")]
 pub mod remote;
 
 pub use flow::{Arrival, DatagramFlow, DatagramReturn, Echo, EchoFlow, EchoReturn, FlowSource, FlowStream, Knock};
 pub use host::{Host, HostError};
-pub use maps::{CounterRow, HeldRow, MapsDump, NameServerRow, RuleRow};
+pub use maps::{CounterRow, DatagramRow, HeldRow, MapsDump, NameServerRow, RuleRow, VirtualRow};

@@ -12,6 +12,10 @@ pub struct MapsDump {
     pub rules: Vec<RuleRow>,
     /// Whose port 53 is answered by tpx.
     pub name_servers: Vec<NameServerRow>,
+    /// Virtual addresses that the kernel translates, in their order.
+    pub translations: Vec<VirtualRow>,
+    /// What datagrams were sent to, in the order of the indices.
+    pub datagrams: Vec<DatagramRow>,
     /// Connections whose first packet is held or was just released.
     pub held: Vec<HeldRow>,
     /// Sockets of the daemon's own that no program touches.
@@ -25,7 +29,7 @@ pub struct MapsDump {
 pub struct RuleRow {
     /// The prefix.
     pub cidr: IpNet,
-    /// `steer` or `except`.
+    /// `steer`, `except`, `virtual` or `hidden`.
     pub action: String,
 }
 
@@ -36,6 +40,24 @@ pub struct NameServerRow {
     pub name_server: IpAddr,
     /// tpx's own address.
     pub answered_at: IpAddr,
+}
+
+/// A virtual address and what is behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualRow {
+    /// What applications connect to.
+    pub virtual_ip: IpAddr,
+    /// The cluster's address.
+    pub real: IpAddr,
+}
+
+/// A destination of datagrams and the number that stands for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramRow {
+    /// The number; never used for another destination while the datapath lives.
+    pub index: u32,
+    /// What applications send to.
+    pub destination: SocketAddr,
 }
 
 /// A held connection attempt.

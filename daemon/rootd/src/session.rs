@@ -81,7 +81,7 @@ where
                 _ if !greeted => {
                     return self.say(&Reply::Failed(Failure::protocol("say hello first"))).await;
                 }
-                Request::Apply(plan) => self.apply(plan).await?,
+                Request::Apply(plan) => self.apply(*plan).await?,
                 Request::Revert => self.revert().await?,
                 Request::Status => {
                     let status = self.service.status();

@@ -5,20 +5,40 @@ use std::{
     process::{Command, ExitCode},
 };
 
+use tpx_core::config::{Config, Source};
+
 use super::{ConnectArgs, launch, output::Output, render, simple};
 use crate::{
+    config::UserFile,
     failure::{Failure, Kind},
     ipc::{ConnectParams, Reply, Request},
     userd::status::Status,
 };
 
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  tpx connect
+  tpx connect --context staging -n shop
+  tpx connect --mapped-namespaces shop,billing
+  tpx connect --vnat service --vnat pods            both behind virtual addresses
+  tpx connect --allow-conflicting-subnets 10.128.0.0/9
+                                                    here the cluster wins over the VPN
+  tpx connect --also-proxy 203.0.113.0/24 --never-proxy 203.0.113.128/25
+  tpx connect --datapath tun                        no eBPF program is loaded
+  tpx connect -- curl web-app.emojivoto";
+
 /// Runs `tpx connect`.
-pub(crate) fn run(out: &Output, name: &str, args: ConnectArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn run(out: &Output, name: &str, file: UserFile, args: ConnectArgs) -> Result<ExitCode, Failure> {
+    let settings = args.routing.layer()?.over(file.layer);
+    let config = Config::from(settings.clone());
+    config.check()?;
     if let Some(mut client) = simple::open(name)? {
         return Err(already(simple::ask_status(&mut client).ok().as_ref()));
     }
     let progress = out.progress();
-    let _rootd = launch::rootd(&args.rootd_socket, &progress)?;
+    let level = &config.log_root_daemon;
+    let log = (level.origin.source != Source::Default).then_some(level.value);
+    let _rootd = launch::rootd(&args.rootd_socket, log, &progress)?;
     let mut client = launch::userd(name)?;
     let params = ConnectParams {
         namespace: args.namespace,
@@ -27,6 +47,7 @@ pub(crate) fn run(out: &Output, name: &str, args: ConnectArgs) -> Result<ExitCod
         mapped_namespaces: args.mapped_namespaces,
         manager_namespace: args.kube.manager_namespace,
         rootd_socket: args.rootd_socket,
+        settings,
     };
     let status = match client.ask(&Request::Connect(params), &mut |step| progress.step(step))? {
         Reply::Status(status) => *status,

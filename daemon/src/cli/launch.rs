@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tpx_core::config::LogLevel;
+
 use super::output::Progress;
 use crate::{
     failure::{Failure, Kind},
@@ -20,12 +22,12 @@ use crate::{
 const START: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Makes sure that the privileged daemon listens; starts it, through sudo where this user is not root. It stays at least
-/// as long as the connection that is returned.
+/// Makes sure that the privileged daemon listens; starts it, through sudo where this user is not root, and then it logs
+/// at level `log`. It stays at least as long as the connection that is returned.
 ///
 /// # Errors
 /// When it cannot be started.
-pub(crate) fn rootd(socket: &Path, progress: &Progress) -> Result<UnixStream, Failure> {
+pub(crate) fn rootd(socket: &Path, log: Option<LogLevel>, progress: &Progress) -> Result<UnixStream, Failure> {
     match UnixStream::connect(socket) {
         Ok(open) => return Ok(open),
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
@@ -48,6 +50,9 @@ pub(crate) fn rootd(socket: &Path, progress: &Progress) -> Result<UnixStream, Fa
         sudo
     };
     command.args(["serve", "--exit-when-idle", "--owner"]).arg(uid.as_raw().to_string()).arg("--socket").arg(socket);
+    if let Some(level) = log {
+        command.args(["--log", level.word()]);
+    }
     progress.step("Starting the privileged daemon");
     let log = paths::log_file("rootd").map_err(|e| Failure::internal(e.to_string()))?;
     let mut child =

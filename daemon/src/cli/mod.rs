@@ -1,17 +1,21 @@
 //! The command line: what can be typed. One module per command does it.
 
+mod config;
 mod connect;
 mod launch;
 mod manager;
 mod output;
 mod render;
+mod routing;
 mod simple;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tpx_core::config::{Config, LogLevel};
+use tracing_subscriber::EnvFilter;
 
-use crate::{failure::Failure, paths};
+use crate::{config::UserFile, failure::Failure, paths};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,6 +23,7 @@ Examples:
   tpx connect                         join the cluster of kubectl's current context
   curl web-app.emojivoto              services by name, pods and services by address
   tpx connect -n emojivoto -- make    run a command while connected, then quit
+  tpx connect --vnat service          services behind virtual addresses, beside a VPN
   tpx status                          what is connected, and how
   tpx quit                            leave
 
@@ -46,6 +51,9 @@ pub(crate) struct Global {
     /// Name of the connection, when there are several
     #[arg(long, global = true, default_value = "default", value_parser = connection_name)]
     name: String,
+    /// Configuration file [default: config.yml in the user's configuration folder]
+    #[arg(long, global = true, value_name = "PATH", env = "TPX_CONFIG", hide_env_values = true)]
+    config: Option<PathBuf>,
 }
 
 /// Form of results.
@@ -65,8 +73,7 @@ enum Command {
     ///
     /// Returns when the datapath carries traffic: services by name, pods and services by address, for every process of
     /// this machine. With `-- CMD` it runs CMD, leaves when CMD ends, and exits with CMD's code.
-    #[command(after_help = "Examples:\n  tpx connect\n  tpx connect --context staging -n shop\n  \
-                            tpx connect --mapped-namespaces shop,billing\n  tpx connect -- curl web-app.emojivoto")]
+    #[command(after_help = connect::EXAMPLES)]
     Connect(ConnectArgs),
     /// Show what is connected, and how
     Status,
@@ -76,6 +83,11 @@ enum Command {
     Version,
     /// List the cluster's namespaces and whether their names resolve here
     ListNamespaces,
+    /// Look at the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
     /// Look at the kernel's own maps
     Maps {
         #[command(subcommand)]
@@ -102,6 +114,8 @@ pub(crate) struct ConnectArgs {
     /// Resolve names of these namespaces only
     #[arg(long, value_delimiter = ',', value_name = "NS,NS")]
     mapped_namespaces: Vec<String>,
+    #[command(flatten)]
+    routing: routing::RoutingArgs,
     /// The privileged daemon's socket
     #[arg(long, default_value = paths::ROOTD_SOCKET, env = "TPX_ROOTD_SOCKET", hide = true)]
     rootd_socket: PathBuf,
@@ -122,6 +136,16 @@ pub(crate) struct KubeArgs {
     /// Namespace of the traffic manager
     #[arg(long, default_value = tpx_install::DEFAULT_NAMESPACE)]
     manager_namespace: String,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print the merged configuration and where each value comes from
+    ///
+    /// Weakest first: defaults, what the cluster pushes, the extension tpx.io of the cluster in kubeconfig, config.yml,
+    /// flags of `tpx connect`. Each key's whole value comes from the strongest source that sets it; lists are not joined.
+    #[command(after_help = config::EXAMPLES)]
+    View(config::ViewArgs),
 }
 
 #[derive(Subcommand)]
@@ -154,22 +178,41 @@ enum ManagerCommand {
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let out = output::Output::new(cli.global.format);
-    let name = cli.global.name;
-    let result: Result<ExitCode, Failure> = match cli.command {
-        Command::Connect(args) => connect::run(&out, &name, args),
-        Command::Status => simple::status(&out, &name),
-        Command::Quit => simple::quit(&out, &name),
-        Command::Version => simple::version(&out, &name),
-        Command::ListNamespaces => simple::list_namespaces(&out, &name),
-        Command::Maps { command: MapsCommand::Dump } => simple::maps_dump(&out, &name),
-        Command::Manager { command: ManagerCommand::Install { kube, image } } => manager::install(&out, kube, image),
-        Command::Manager { command: ManagerCommand::Uninstall { kube } } => manager::uninstall(&out, kube),
-        Command::Userd => crate::userd::main(&name),
-    };
-    result.unwrap_or_else(|failure| {
+    run(cli, &out).unwrap_or_else(|failure| {
         out.failure(&failure);
         ExitCode::from(failure.kind.exit_code())
     })
+}
+
+fn run(cli: Cli, out: &output::Output) -> Result<ExitCode, Failure> {
+    let Global { name, config, .. } = cli.global;
+    if matches!(cli.command, Command::Userd) {
+        return crate::userd::main(&name);
+    }
+    // Before anything else, so that a typo in it leaves nothing behind.
+    let file = UserFile::load(config.as_deref())?;
+    log(Config::from(file.layer.clone()).log_cli.value);
+    match cli.command {
+        Command::Connect(args) => connect::run(out, &name, file, args),
+        Command::Status => simple::status(out, &name),
+        Command::Quit => simple::quit(out, &name),
+        Command::Version => simple::version(out, &name),
+        Command::ListNamespaces => simple::list_namespaces(out, &name),
+        Command::Config { command: ConfigCommand::View(args) } => config::view(out, &name, file, &args),
+        Command::Maps { command: MapsCommand::Dump } => simple::maps_dump(out, &name),
+        Command::Manager { command: ManagerCommand::Install { kube, image } } => manager::install(out, kube, image),
+        Command::Manager { command: ManagerCommand::Uninstall { kube } } => manager::uninstall(out, kube),
+        Command::Userd => unreachable!("it has begun above"),
+    }
+}
+
+/// What this process and its libraries have to say besides the result.
+fn log(level: LogLevel) {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("TPX_LOG").unwrap_or_else(|_| EnvFilter::new(level.word())))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }
 
 /// Connection names become file names.

@@ -118,7 +118,8 @@ pub(crate) fn pairs<T: Display>(rows: &[(&str, T)]) -> String {
     trimmed(&table)
 }
 
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+/// Aligned columns under a header.
+pub(crate) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = plain();
     table.set_header(header);
     for row in rows {

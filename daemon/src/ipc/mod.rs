@@ -7,6 +7,7 @@ mod server;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use tpx_core::config::{Config, Partial};
 use tpx_datapath::MapsDump;
 
 pub(crate) use client::Client;
@@ -31,6 +32,8 @@ pub(crate) enum Request {
     MapsDump,
     /// The namespaces that are mapped.
     ListNamespaces,
+    /// The configuration that the connection runs with.
+    ConfigView,
 }
 
 /// What `tpx connect` was asked for, before defaults from kubeconfig.
@@ -48,6 +51,8 @@ pub(crate) struct ConnectParams {
     pub manager_namespace: String,
     /// The privileged daemon's socket.
     pub rootd_socket: PathBuf,
+    /// What flags and the user's file set, the flags over the file. What kubeconfig and the cluster set lies below.
+    pub settings: Partial,
 }
 
 /// One line of an answer.
@@ -62,6 +67,8 @@ pub(crate) enum Reply {
     Status(Box<Status>),
     /// Final: the kernel's maps.
     Maps(Box<MapsDump>),
+    /// Final: the configuration.
+    Config(Box<Config>),
     /// Final: namespaces.
     Namespaces(Vec<NamespaceRow>),
     /// Final: it failed.

@@ -7,8 +7,8 @@ use tonic::Code;
 use tpx_api::{Facts, MANAGER_PORT, VERSION, compatible, proto, proto::manager_client::ManagerClient};
 use tpx_core::{
     dns::{ResolvConf, parse_resolv_conf},
-    plan::Scope,
-    planning::{Inputs, plan},
+    plan::{Road, Scope},
+    subnets::{self, decide},
 };
 use tpx_datapath::{
     Host as _,
@@ -35,6 +35,7 @@ use super::{
     session::{Open, Session, Visitor},
 };
 use crate::{
+    config,
     failure::{Failure, Kind, chain},
     ipc::ConnectParams,
 };
@@ -48,6 +49,8 @@ pub(crate) async fn connect(
     let step = |text: String| drop(progress.send(text));
     let cluster = Cluster::load(params.kubeconfig.as_deref(), params.context.as_deref()).await?;
     let namespace = params.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
+
+    let config = config::merged(params.settings.clone(), cluster.settings.clone(), None)?;
 
     // Privilege first: it needs no network, and without it nothing else matters.
     let mut host = RemoteHost::connect(&params.rootd_socket).await.map_err(|e| no_rootd(&e))?;
@@ -88,14 +91,16 @@ pub(crate) async fn connect(
 
     step("Steering the cluster's subnets into the tunnel".into());
     let resolv = read_resolv_conf()?;
-    let inputs = Inputs {
-        scope: Scope::Workstation,
+    let inputs = subnets::Inputs {
         service_subnets: open.facts.service_subnets.clone(),
         pod_subnets: open.facts.pod_subnets.clone(),
         api_server: cluster.addresses().await?,
         name_servers: resolv.name_servers.iter().map(|server| server.address).collect(),
+        policy: config.routing(),
+        ..subnets::Inputs::default()
     };
-    let wanted = plan(&inputs);
+    let decided = decide(&inputs).map_err(|e| Failure::new(Kind::Usage, e.to_string(), "change the rule it names"))?;
+    let wanted = decided.plan(Scope::Workstation, Road::Express, &inputs.name_servers);
     let handover = host.apply(&wanted).await.map_err(|e| {
         Failure::new(Kind::Host, format!("the privileged daemon could not apply the plan: {e}"), "see its log")
     })?;
@@ -131,8 +136,10 @@ pub(crate) async fn connect(
         rootd_version: host.welcome().release.clone(),
         rootd_socket: params.rootd_socket,
         since: Instant::now(),
+        config,
     };
-    let connection = Connection::new(identity, host, inputs, lanes, session, names, maps, counters, tasks);
+    let connection =
+        Connection::new(identity, host, (inputs, wanted.clone()), lanes, session, names, maps, counters, tasks);
     step("Probing the way to the cluster".into());
     match probe(&connection.facts(), &asked_namespace, &wanted.name_servers).await {
         Ok(()) => Ok(connection),

@@ -8,8 +8,9 @@ use tokio::{
 };
 use tpx_api::{Facts, VERSION};
 use tpx_core::{
-    plan::Plan,
-    planning::{Inputs, plan},
+    config::Config,
+    plan::{Plan, Road, Scope},
+    subnets::{self, decide_again},
 };
 use tpx_datapath::{Host as _, linux::Maps, remote::RemoteHost};
 
@@ -48,6 +49,8 @@ pub(crate) struct Identity {
     pub rootd_version: String,
     /// Its socket.
     pub rootd_socket: PathBuf,
+    /// What all layers of the configuration say.
+    pub config: Config,
     /// Since when.
     pub since: Instant,
 }
@@ -92,7 +95,7 @@ impl Connection {
     pub(crate) fn new(
         identity: Identity,
         host: RemoteHost,
-        inputs: Inputs,
+        (inputs, first): (subnets::Inputs, Plan),
         lanes: Lanes,
         session: Session,
         names: Serving,
@@ -102,7 +105,7 @@ impl Connection {
     ) -> Self {
         let gone = host.closed();
         let host = Arc::new(Mutex::new(host));
-        let (applied, plan) = watch::channel(plan(&inputs));
+        let (applied, plan) = watch::channel(first);
         let follower = tokio::spawn(follow(Arc::clone(&host), gone, inputs, applied, session.facts.clone()));
         Self { identity, host, follower, plan, lanes, session, names, maps, counters, tasks }
     }
@@ -122,6 +125,7 @@ impl Connection {
         let reply = match request {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::ListNamespaces => Reply::Namespaces(self.namespaces()),
+            Request::ConfigView => Reply::Config(Box::new(self.identity.config.clone())),
             Request::MapsDump => match self.maps.dump() {
                 Ok(maps) => Reply::Maps(Box::new(maps)),
                 Err(e) => Reply::Failed(Failure::new(Kind::Host, format!("cannot read the maps: {e}"), "try again")),
@@ -206,7 +210,7 @@ impl Connection {
 async fn follow(
     host: Arc<Mutex<RemoteHost>>,
     gone: impl Future<Output = ()>,
-    mut inputs: Inputs,
+    mut inputs: subnets::Inputs,
     applied: watch::Sender<Plan>,
     mut facts: watch::Receiver<Arc<Facts>>,
 ) -> String {
@@ -225,7 +229,13 @@ async fn follow(
         inputs.service_subnets.clone_from(&now.service_subnets);
         inputs.pod_subnets.clone_from(&now.pod_subnets);
         tracing::info!("the cluster's subnets have changed");
-        let wanted = plan(&inputs);
+        let wanted = match decide_again(&inputs) {
+            Ok(decided) => decided.plan(Scope::Workstation, Road::Express, &inputs.name_servers),
+            Err(e) => {
+                tracing::warn!("the plan stays as it is: {e}");
+                continue;
+            }
+        };
         // The files are those that we already hold; the copies are closed.
         match host.lock().await.apply(&wanted).await {
             Ok(_) => drop(applied.send_replace(wanted)),

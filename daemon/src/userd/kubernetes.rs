@@ -7,7 +7,12 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 
-use crate::failure::{Failure, Kind, chain};
+use tpx_core::config::Partial;
+
+use crate::{
+    config,
+    failure::{Failure, Kind, chain},
+};
 
 /// Longest that opening a connection to the API server may take.
 const CONNECT: Duration = Duration::from_secs(8);
@@ -22,6 +27,8 @@ pub(crate) struct Cluster {
     pub server: String,
     /// The context's namespace, or `default`.
     pub namespace: String,
+    /// What kubeconfig's extension `tpx.io` sets for this cluster.
+    pub settings: Partial,
     /// The host to reach for all of that: the API server's, or its proxy's.
     host: (String, u16),
 }
@@ -52,6 +59,7 @@ impl Cluster {
                 format!("choose one of {} with --context", list(&known)),
             ));
         }
+        let settings = config::extension(&file, &context)?;
         let options = KubeConfigOptions { context: Some(context.clone()), ..Default::default() };
         let mut config = Config::from_custom_kubeconfig(file, &options).await.map_err(|e| unreadable(&e))?;
         config.connect_timeout = Some(CONNECT);
@@ -60,7 +68,7 @@ impl Cluster {
         let port = road.port_u16().unwrap_or(if road.scheme_str() == Some("http") { 80 } else { 443 });
         let host = (road.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(), port);
         let client = tpx_link::portforward::client(config).map_err(|e| failure(&e, &server))?;
-        Ok(Self { client, context, server, namespace, host })
+        Ok(Self { client, context, server, namespace, settings, host })
     }
 
     /// The addresses that must stay outside the tunnel, because the tunnel itself runs over them.
@@ -110,7 +118,8 @@ pub(crate) fn failure(error: &kube::Error, server: &str) -> Failure {
     }
 }
 
-fn unreadable(error: &KubeconfigError) -> Failure {
+/// What is wrong with a kubeconfig.
+pub(crate) fn unreadable(error: &KubeconfigError) -> Failure {
     Failure::new(
         Kind::Kubernetes,
         format!("cannot use kubeconfig: {}", chain(error)),

@@ -7,6 +7,7 @@ mod connection;
 mod flows;
 pub(crate) mod kubernetes;
 mod lanes;
+mod logging;
 mod names;
 mod probe;
 mod session;
@@ -20,6 +21,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
+use tpx_core::config::Config;
 
 use self::connection::Connection;
 use crate::{
@@ -36,11 +38,7 @@ pub(crate) fn main(name: &str) -> Result<ExitCode, Failure> {
     let run = || -> Result<()> {
         // Ctrl-C in the terminal of `tpx connect` is not meant for the daemon.
         let _ = rustix::process::setsid();
-        tracing_subscriber::fmt()
-            .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("TPX_LOG").unwrap_or_else(|_| "info".into()))
-            .with_ansi(false)
-            .with_writer(std::io::stderr)
-            .init();
+        logging::start();
         // One socket a flow: the usual soft limit of 1,024 files is soon reached.
         let files = getrlimit(Resource::Nofile);
         let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });
@@ -112,7 +110,10 @@ async fn until_connected(bound: &Bound, name: &str) -> Result<Outcome> {
         };
         let (request, mut exchange) = next.context("accept on the socket")?;
         match request {
-            Request::Connect(params) => return Ok(connect_for(bound, name, params, exchange).await),
+            Request::Connect(params) => {
+                logging::set(Config::from(params.settings.clone()).log_user_daemon.value);
+                return Ok(connect_for(bound, name, params, exchange).await);
+            }
             Request::Quit => {
                 let _ = exchange.send(&Reply::Done).await;
                 return Ok(Outcome::Nothing);

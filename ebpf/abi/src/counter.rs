@@ -57,6 +57,22 @@ counters! {
     SynsCut = "syns_cut",
     /// First data dropped because the kernel was just making its socket; it is sent again.
     Crossed = "crossed",
+    /// Virtual addresses exchanged for those behind them at connect().
+    Translated = "translated",
+    /// Virtual addresses that the kernel's map does not know; the daemon is asked.
+    Untranslated = "untranslated",
+    /// Virtual addresses put back at getpeername().
+    PeersNamed = "peers_named",
+    /// Destinations of datagrams exchanged on the way out: at connect() or for each one.
+    DatagramsEncoded = "datagrams_encoded",
+    /// Destinations put back: for each datagram received, and at getpeername().
+    DatagramsDecoded = "datagrams_decoded",
+    /// Datagrams left to the floor because their destination found no index.
+    DatagramsUnindexed = "datagrams_unindexed",
+    /// Datagrams left to the floor because their socket is tied to a device.
+    DatagramsBound = "datagrams_bound",
+    /// Datagrams handed to the daemon's socket.
+    DatagramsAssigned = "datagrams_assigned",
 }
 
 #[cfg(test)]

@@ -1,17 +1,32 @@
 //! The steering decisions, apart from the look-ups that feed them.
 
-use crate::Rule;
+use crate::{Action, Rule};
 
 /// Where name servers answer (RFC 1035, 4.2).
 pub const DNS_PORT: u16 = 53;
 
-/// Where a connection goes.
+/// What a socket carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP or MPTCP.
+    Stream,
+    /// UDP.
+    Datagram,
+    /// Anything else: the floor's business.
+    Other,
+}
+
+/// Where a connection or a datagram goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Road {
     /// To tpx's own DNS address instead of the name server.
     Name,
-    /// Through the tunnel.
+    /// A stream through the tunnel, to the address it asked for.
     Steer,
+    /// A stream through the tunnel, to the address behind the virtual one.
+    Translate,
+    /// A datagram through the tunnel: to the address that stands for its destination.
+    Encode,
     /// Where the host's routes lead.
     Leave,
 }
@@ -19,15 +34,18 @@ pub enum Road {
 /// Decides for a destination: `name` says whether it is a configured name server, `rule` is the most specific rule.
 ///
 /// Name servers come first, so that one inside a steered or excepted subnet is answered by tpx on its DNS port and
-/// follows the rule on all others. Only streams are steered.
+/// follows the rule on all others.
 #[inline(always)]
 #[must_use]
-pub fn decide(stream: bool, port: u16, name: bool, rule: Option<Rule>) -> Road {
+pub fn decide(kind: Kind, port: u16, name: bool, rule: Option<Rule>) -> Road {
     if name && port == DNS_PORT {
         return Road::Name;
     }
-    match rule {
-        Some(rule) if stream && rule.steers() => Road::Steer,
+    let Some(rule) = rule else { return Road::Leave };
+    match kind {
+        Kind::Stream if rule.is(Action::Steer) => Road::Steer,
+        Kind::Stream if rule.is(Action::Virtual) => Road::Translate,
+        Kind::Datagram if rule.is(Action::Steer) || rule.is(Action::Virtual) => Road::Encode,
         _ => Road::Leave,
     }
 }
@@ -67,19 +85,42 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Action;
+
+    const ACTIONS: [Action; 4] = [Action::Steer, Action::Except, Action::Virtual, Action::Hidden];
 
     #[test]
-    fn names_first_then_rules_for_streams() {
-        let (steer, except) = (Some(Rule::new(Action::Steer)), Some(Rule::new(Action::Except)));
-        assert_eq!(decide(true, 80, false, None), Road::Leave);
-        assert_eq!(decide(true, 80, false, steer), Road::Steer);
-        assert_eq!(decide(true, 80, false, except), Road::Leave);
-        assert_eq!(decide(false, 80, false, steer), Road::Leave);
-        assert_eq!(decide(true, 53, true, steer), Road::Name);
-        assert_eq!(decide(false, 53, true, except), Road::Name);
-        assert_eq!(decide(true, 853, true, steer), Road::Steer);
-        assert_eq!(decide(true, 53, false, steer), Road::Steer);
+    fn each_kind_has_its_road() {
+        let roads = |kind| ACTIONS.map(|action| decide(kind, 80, false, Some(Rule::new(action))));
+        assert_eq!(roads(Kind::Stream), [Road::Steer, Road::Leave, Road::Translate, Road::Leave]);
+        assert_eq!(roads(Kind::Datagram), [Road::Encode, Road::Leave, Road::Encode, Road::Leave]);
+        assert_eq!(roads(Kind::Other), [Road::Leave; 4]);
+        for kind in [Kind::Stream, Kind::Datagram, Kind::Other] {
+            assert_eq!(decide(kind, 80, false, None), Road::Leave);
+        }
+    }
+
+    #[test]
+    fn names_come_first_on_their_port_only() {
+        for action in ACTIONS {
+            let rule = Some(Rule::new(action));
+            for kind in [Kind::Stream, Kind::Datagram] {
+                assert_eq!(decide(kind, 53, true, rule), Road::Name);
+                assert_eq!(decide(kind, 853, true, rule), decide(kind, 853, false, rule));
+            }
+        }
+        assert_eq!(decide(Kind::Datagram, 53, true, None), Road::Name);
+        assert_eq!(decide(Kind::Datagram, 53, false, Some(Rule::new(Action::Steer))), Road::Encode);
+    }
+
+    /// What is left to the host's routes is never taken at the listener unless it was led there by a mark.
+    #[test]
+    fn what_is_steered_is_accepted() {
+        for action in ACTIONS {
+            let rule = Rule::new(action);
+            if decide(Kind::Stream, 80, false, Some(rule)) != Road::Leave {
+                assert!(rule.accepts());
+            }
+        }
     }
 
     #[test]

@@ -13,12 +13,14 @@ pub mod mark;
 mod rule;
 pub mod slot;
 mod syn;
+mod target;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya::Pod is an unsafe marker trait")]
 mod sys;
 
 pub use counter::Counter;
-pub use decide::{DNS_PORT, Road, decide, is_connection_request, is_v4_mapped, v4_in, v4_mapped};
+pub use decide::{DNS_PORT, Kind, Road, decide, is_connection_request, is_v4_mapped, v4_in, v4_mapped};
 pub use flow::{Flow, Verdict};
 pub use rule::{Action, Rule};
 pub use syn::{HeldSyn, IP_HEADER_MAX, SYN_BARE, SYN_MAX, SynRecord, TCP_HEADER_MAX};
+pub use target::{BLOCK4, BLOCK6, INDEX_END, Target};

@@ -12,10 +12,22 @@ pub const NAMES6: &str = "NAMES6";
 pub const SERVERS4: &str = "SERVERS4";
 /// Hash: tpx's own IPv6 DNS address to the name server.
 pub const SERVERS6: &str = "SERVERS6";
+/// Hash: virtual IPv4 address to the one behind it. Filled by the user daemon, as the next three.
+pub const VIRTUAL4: &str = "VIRTUAL4";
+/// Hash: virtual IPv6 address to the one behind it.
+pub const VIRTUAL6: &str = "VIRTUAL6";
+/// Hash: IPv4 address to the virtual one before it.
+pub const REAL4: &str = "REAL4";
+/// Hash: IPv6 address to the virtual one before it.
+pub const REAL6: &str = "REAL6";
+/// Hash: index (`u32`) to the [`Target`](crate::Target) of datagrams.
+pub const TARGETS: &str = "TARGETS";
+/// Hash: [`Target`](crate::Target) to its index (`u32`).
+pub const INDICES: &str = "INDICES";
 /// LRU hash: socket cookie (`u64`) to `u8`; sockets in it are never touched.
 pub const BYPASS: &str = "BYPASS";
-/// Socket map: the listeners, IPv4 at [`LISTENER4`], IPv6 at [`LISTENER6`].
-pub const LISTENERS: &str = "LISTENERS";
+/// Socket map: the daemon's sockets, at [`LISTENER4`], [`LISTENER6`], [`DATAGRAMS4`] and [`DATAGRAMS6`].
+pub const SOCKETS: &str = "SOCKETS";
 /// Hash: [`Flow`](crate::Flow) to [`Verdict`](crate::Verdict).
 pub const HELD: &str = "HELD";
 /// Ring buffer of [`SynRecord`](crate::SynRecord).
@@ -30,8 +42,17 @@ pub const LISTENER4: u32 = 0;
 /// Index of the IPv6 listener.
 pub const LISTENER6: u32 = 1;
 
-/// Bound on the rules of one family: `steer` and `except` of a plan.
-pub const RULES_MAX: u32 = 2048;
+/// Index of the IPv4 socket that datagrams arrive at.
+pub const DATAGRAMS4: u32 = 2;
+/// Index of the IPv6 socket that datagrams arrive at.
+pub const DATAGRAMS6: u32 = 3;
+
+/// Bound on the rules of one family: all four lists of a plan.
+pub const RULES_MAX: u32 = 4096;
+/// Bound on the virtual addresses of one family that the kernel translates.
+pub const VIRTUAL_MAX: u32 = 65536;
+/// Bound on the destinations of datagrams in the life of a datapath.
+pub const TARGETS_MAX: u32 = 65536;
 /// Bound on flows whose SYN is held.
 pub const HELD_MAX: u32 = 65536;
 /// Bound on the daemon's own sockets that are remembered; the oldest go first.
@@ -47,6 +68,8 @@ pub mod global {
     pub const DEVICE: &str = "DEVICE";
     /// `u32`: the datapath's [`Slot`](crate::slot::Slot).
     pub const SLOT: &str = "SLOT";
+    /// `u16`: the port of the sockets that datagrams arrive at.
+    pub const DATAGRAM_PORT: &str = "DATAGRAM_PORT";
 }
 
 /// Names of the programs, as the loader finds them.

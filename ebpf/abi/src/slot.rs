@@ -51,11 +51,61 @@ impl Slot {
         7071 + self.0
     }
 
+    /// Routing table of the floor: what is routed to the device whoever sends it.
+    #[must_use]
+    pub const fn floor_table(self) -> u32 {
+        7171 + self.0
+    }
+
+    /// Routing table for packets from the device's own address: subnets that are hidden behind virtual addresses now,
+    /// for connections that were open before.
+    #[must_use]
+    pub const fn lingering_table(self) -> u32 {
+        7271 + self.0
+    }
+
+    /// Routing table that makes name servers local, without the express lane.
+    #[must_use]
+    pub const fn names_table(self) -> u32 {
+        7371 + self.0
+    }
+
     /// Preference of the policy rule that leads marked packets to the table. Before those of VPNs (Tailscale begins at
     /// 5210, wg-quick sits close to 32766) and behind the kernel's own local table at 0.
     #[must_use]
     pub const fn preference(self) -> u32 {
         90 + self.0
+    }
+
+    /// Preference of the rule for packets from the device's own address. Behind those of marks, before all others.
+    #[must_use]
+    pub const fn lingering_preference(self) -> u32 {
+        90 + Self::COUNT + self.0
+    }
+
+    /// Preference of the rules that lead questions to name servers (protocol, address and port) to their table.
+    #[must_use]
+    pub const fn names_preference(self) -> u32 {
+        90 + 2 * Self::COUNT + self.0
+    }
+
+    /// Preference of the floor's rule, which matches everything.
+    #[must_use]
+    pub const fn floor_preference(self) -> u32 {
+        90 + 3 * Self::COUNT + self.0
+    }
+
+    /// Whether a routing table is some slot's.
+    #[must_use]
+    pub const fn owns_table(table: u32) -> bool {
+        let mut first = 7071;
+        while first <= 7371 {
+            if table >= first && table < first + Self::COUNT {
+                return true;
+            }
+            first += 100;
+        }
+        false
     }
 
     /// The device's own IPv4 address; steered connections get it as their source.
@@ -74,6 +124,19 @@ impl Slot {
     #[must_use]
     pub const fn dns4(self, nth: usize) -> Option<Ipv4Addr> {
         if nth < NAMES { Some(Ipv4Addr::new(246, 246, 255, (53 + self.0 as usize * NAMES + nth) as u8)) } else { None }
+    }
+
+    /// The IPv4 address that systemd-resolved asks. No address of the host: it is routed to the device, as a resolver
+    /// that binds its questions to the device needs it.
+    #[must_use]
+    pub const fn resolver4(self) -> Ipv4Addr {
+        Ipv4Addr::new(246, 246, 255, 200 + self.0 as u8)
+    }
+
+    /// The same for IPv6.
+    #[must_use]
+    pub const fn resolver6(self) -> Ipv6Addr {
+        own6(0x5200 + self.0 as u16)
     }
 
     /// The IPv6 address that stands for the `nth` name server (from 0). `None` past [`NAMES`].
@@ -107,17 +170,30 @@ mod tests {
     #[test]
     fn no_two_slots_share_anything() {
         let names: BTreeSet<_> = Slot::all().map(Slot::device).collect();
-        let tables: BTreeSet<_> = Slot::all().map(Slot::table).collect();
-        let rules: BTreeSet<_> = Slot::all().map(Slot::preference).collect();
-        assert_eq!([names.len(), tables.len(), rules.len()], [Slot::COUNT as usize; 3]);
+        assert_eq!(names.len(), Slot::COUNT as usize);
+        let tables: BTreeSet<_> =
+            Slot::all().flat_map(|s| [s.table(), s.floor_table(), s.lingering_table(), s.names_table()]).collect();
+        let rules: BTreeSet<_> = Slot::all()
+            .flat_map(|s| [s.preference(), s.lingering_preference(), s.names_preference(), s.floor_preference()])
+            .collect();
+        assert_eq!([tables.len(), rules.len()], [4 * Slot::COUNT as usize; 2]);
+        assert!(tables.iter().all(|t| Slot::owns_table(*t)));
+        assert!([0, 252, 253, 254, 255, 7070, 7079, 7379, 51820].iter().all(|t| !Slot::owns_table(*t)));
+        // Before the first rule of a VPN, and the specific ones before the floor's.
+        assert!(rules.iter().all(|r| (90..5210).contains(r)));
+        assert!(Slot::all().all(|s| s.preference() < s.lingering_preference()));
+        assert!(Slot::all().all(|s| Slot::all().all(|t| s.names_preference() < t.floor_preference())));
+        assert!(Slot::all().all(|s| Slot::all().all(|t| s.lingering_preference() < t.floor_preference())));
     }
 
     #[test]
     fn own_addresses_are_distinct_and_inside_their_block() {
-        let v4: std::vec::Vec<_> =
-            Slot::all().flat_map(|s| (0..NAMES).map(move |n| s.dns4(n).unwrap()).chain([s.ipv4()])).collect();
-        let v6: std::vec::Vec<_> =
-            Slot::all().flat_map(|s| (0..NAMES).map(move |n| s.dns6(n).unwrap()).chain([s.ipv6()])).collect();
+        let v4: std::vec::Vec<_> = Slot::all()
+            .flat_map(|s| (0..NAMES).map(move |n| s.dns4(n).unwrap()).chain([s.ipv4(), s.resolver4()]))
+            .collect();
+        let v6: std::vec::Vec<_> = Slot::all()
+            .flat_map(|s| (0..NAMES).map(move |n| s.dns6(n).unwrap()).chain([s.ipv6(), s.resolver6()]))
+            .collect();
         assert!(v4.iter().all(|a| a.octets()[..3] == OWN4.0.octets()[..3]));
         assert!(v6.iter().all(|a| a.octets()[..8] == OWN6.0.octets()[..8]));
         assert_eq!(v4.iter().collect::<BTreeSet<_>>().len(), v4.len());

@@ -1,6 +1,6 @@
 //! Marks the shared types as readable from any bytes.
 
-use crate::{Flow, Rule, Verdict};
+use crate::{Flow, Rule, Target, Verdict};
 
 // SAFETY: byte arrays only; every bit pattern is valid and there is no padding.
 unsafe impl aya::Pod for Flow {}
@@ -8,3 +8,5 @@ unsafe impl aya::Pod for Flow {}
 unsafe impl aya::Pod for Verdict {}
 // SAFETY: a transparent integer.
 unsafe impl aya::Pod for Rule {}
+// SAFETY: byte arrays only, without padding.
+unsafe impl aya::Pod for Target {}

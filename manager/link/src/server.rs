@@ -2,13 +2,14 @@
 
 use std::{
     future::poll_fn,
+    net::IpAddr,
     sync::{Arc, atomic::AtomicUsize},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use h2::{RecvStream, server::SendResponse};
-use http::{Method, Request, Response, StatusCode};
+use h2::{RecvStream, ext::Protocol, server::SendResponse};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceExt};
@@ -17,6 +18,9 @@ use tpx_api::SESSION_HEADER;
 use crate::{
     Settings, Stream, Target, body,
     carrier::Carrier,
+    datagrams::{self, Association},
+    echoes::{self, Series},
+    exchange::{CAPSULE_PROTOCOL, Exchange},
     heartbeat::{Counted, Heartbeat, watch as watch_heartbeat},
     lane::{Incoming, LaneClosed, describe},
     proxy_status::{PROXY_STATUS, Refusal},
@@ -26,24 +30,38 @@ use crate::{
 /// Decides about streams and carries them.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
-    /// Runs as a task of its own. Dropping `request` unanswered resets the stream.
+    /// A TCP connection. Runs as a task of its own. Dropping `request` unanswered resets the stream.
     async fn handle(&self, request: Connect);
+
+    /// A UDP association, in the same way.
+    async fn handle_udp(&self, request: Connect<Udp>) {
+        request.refuse(Refusal::BadRequest);
+    }
+
+    /// Echo requests to one address, in the same way.
+    async fn handle_echo(&self, request: Connect<IpAddr>) {
+        request.refuse(Refusal::BadRequest);
+    }
 }
 
-/// A laptop asks for a stream.
+/// Where a UDP association should lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Udp(pub Target);
+
+/// A laptop asks for a stream: to a [`Target`] by TCP, by [`Udp`], or for echo requests to an [`IpAddr`].
 #[derive(Debug)]
-pub struct Connect {
-    target: Target,
+pub struct Connect<T = Target> {
+    target: T,
     session: String,
     respond: SendResponse<Bytes>,
     recv: RecvStream,
     open: Open,
 }
 
-impl Connect {
+impl<T> Connect<T> {
     /// Where it should lead.
     #[must_use]
-    pub fn target(&self) -> &Target {
+    pub fn target(&self) -> &T {
         &self.target
     }
 
@@ -58,6 +76,21 @@ impl Connect {
         let _ = poll_fn(|cx| self.respond.poll_reset(cx)).await;
     }
 
+    /// Answers why not.
+    pub fn refuse(mut self, why: Refusal) {
+        refuse(&mut self.respond, why);
+    }
+
+    /// Answers 200 to an extended `CONNECT`.
+    fn exchange(mut self) -> Result<Exchange, StreamError> {
+        let mut response = Response::new(());
+        response.headers_mut().insert(CAPSULE_PROTOCOL, HeaderValue::from_static("?1"));
+        let send = self.respond.send_response(response, false)?;
+        Ok(Exchange::accepted(send, self.recv, self.open))
+    }
+}
+
+impl Connect {
     /// Answers 200: the target is connected.
     ///
     /// # Errors
@@ -66,10 +99,25 @@ impl Connect {
         let send = self.respond.send_response(Response::new(()), false)?;
         Ok(Stream::new(send, self.recv, self.open))
     }
+}
 
-    /// Answers why not.
-    pub fn refuse(mut self, why: Refusal) {
-        refuse(&mut self.respond, why);
+impl Connect<Udp> {
+    /// Answers 200: there is a socket for the target.
+    ///
+    /// # Errors
+    /// When the laptop is gone.
+    pub fn accept(self) -> Result<Association, StreamError> {
+        Ok(Association::new(self.exchange()?))
+    }
+}
+
+impl Connect<IpAddr> {
+    /// Answers 200: there is a socket for the target.
+    ///
+    /// # Errors
+    /// When the laptop is gone.
+    pub fn accept(self) -> Result<Series, StreamError> {
+        Ok(Series::new(self.exchange()?))
     }
 }
 
@@ -142,14 +190,38 @@ fn take(
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, recv) = request.into_parts();
-    let Some(target) = head.uri.authority().and_then(|authority| Target::from_authority(authority).ok()) else {
-        return refuse(&mut respond, Refusal::BadRequest);
-    };
     let session = head.headers.get(SESSION_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let session = session.to_owned();
-    let request = Connect { target, session, respond, recv, open: Open::new(streams) };
-    let handler = Arc::clone(handler);
-    tokio::spawn(async move { handler.handle(request).await });
+    let protocol = head.extensions.get::<Protocol>().map(Protocol::as_str);
+    let target = match protocol {
+        None => head.uri.authority().and_then(|authority| Target::from_authority(authority).ok()).map(Asked::Tcp),
+        Some(datagrams::PROTOCOL) => datagrams::from_path(head.uri.path()).map(|target| Asked::Udp(Udp(target))),
+        Some(echoes::PROTOCOL) => echoes::from_path(head.uri.path()).map(Asked::Echo),
+        Some(_) => {
+            let mut response = Response::new(());
+            // What RFC 9220 section 3 asks for.
+            *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
+            let _ = respond.send_response(response, true);
+            return;
+        }
+    };
+    let Some(target) = target else {
+        return refuse(&mut respond, Refusal::BadRequest);
+    };
+    let (handler, open) = (Arc::clone(handler), Open::new(streams));
+    tokio::spawn(async move {
+        match target {
+            Asked::Tcp(target) => handler.handle(Connect { target, session, respond, recv, open }).await,
+            Asked::Udp(target) => handler.handle_udp(Connect { target, session, respond, recv, open }).await,
+            Asked::Echo(target) => handler.handle_echo(Connect { target, session, respond, recv, open }).await,
+        }
+    });
+}
+
+enum Asked {
+    Tcp(Target),
+    Udp(Udp),
+    Echo(IpAddr),
 }
 
 async fn answer<S, B>(service: S, request: Request<RecvStream>, mut respond: SendResponse<Bytes>)

@@ -70,6 +70,7 @@ impl Settings {
             .max_frame_size(self.frame)
             .max_send_buffer_size(self.send_buffer)
             .max_concurrent_streams(self.streams)
+            .enable_connect_protocol()
             .max_concurrent_reset_streams(Self::RESET_STREAMS)
             .max_pending_accept_reset_streams(self.streams as usize)
             .reset_stream_duration(Self::RESET_MEMORY)

@@ -8,7 +8,7 @@ use std::{
 
 use http::uri::Authority;
 
-/// A host inside the cluster (an address, or a name that is resolved there) and a TCP port.
+/// A host inside the cluster (an address, or a name that is resolved there) and a TCP or UDP port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
     host: Host,
@@ -68,6 +68,14 @@ impl Target {
         match &self.host {
             Host::Address(_) => None,
             Host::Name(name) => Some(name),
+        }
+    }
+
+    /// The host alone; an IPv6 address without brackets.
+    pub(crate) fn host(&self) -> String {
+        match &self.host {
+            Host::Address(address) => address.to_string(),
+            Host::Name(name) => name.clone(),
         }
     }
 

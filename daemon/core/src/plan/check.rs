@@ -7,9 +7,10 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use tpx_ebpf_abi::slot;
+use tpx_ebpf_abi::{BLOCK4, BLOCK6, slot};
 
-use super::{Plan, Scope};
+use super::{Plan, ResolverLink, Road, Scope};
+use crate::dns::Name;
 
 /// Why a plan is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +56,15 @@ pub enum PlanError {
     /// The tunnel would swallow the questions of everybody who asks another port of it.
     #[error("the name server {0} would be steered; it has to be excepted")]
     SteeredNameServer(IpAddr),
+    /// systemd-resolved is only ever sent to tpx itself.
+    #[error("{0} is none of tpx's own resolver addresses")]
+    ForeignResolver(IpAddr),
+    /// Not a domain that systemd-resolved may be told.
+    #[error("{0:?} is no domain name of letters, digits, hyphens and underscores")]
+    Domain(String),
+    /// The floor cannot tell processes apart.
+    #[error("a process tree of its own needs the express lane; the TUN device serves the whole workstation only")]
+    TreeOnFloor,
     /// Not a plain absolute path.
     #[error("{} is no absolute path without dots", .0.display())]
     Path(PathBuf),
@@ -63,22 +73,24 @@ pub enum PlanError {
 /// The shortest prefixes that are ever steered.
 const SHORTEST: (u8, u8) = (8, 16);
 
-const RESERVED4: [(&str, Ipv4Net); 6] = [
+const RESERVED4: [(&str, Ipv4Net); 7] = [
     ("\"this\" network", v4(0, 0, 0, 0, 8)),
     ("loopback addresses", v4(127, 0, 0, 0, 8)),
     ("link-local addresses", v4(169, 254, 0, 0, 16)),
     ("multicast addresses", v4(224, 0, 0, 0, 4)),
     ("the broadcast address", v4(255, 255, 255, 255, 32)),
     ("tpx's own addresses", Ipv4Net::new_assert(slot::OWN4.0, slot::OWN4.1)),
+    ("tpx's own addresses", Ipv4Net::new_assert(BLOCK4.0, BLOCK4.1)),
 ];
 
-const RESERVED6: [(&str, Ipv6Net); 6] = [
+const RESERVED6: [(&str, Ipv6Net); 7] = [
     ("the unspecified address", Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)),
     ("the loopback address", Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
     ("IPv4-mapped addresses", Ipv6Net::new_assert(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0), 96)),
     ("link-local addresses", Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)),
     ("multicast addresses", Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8)),
     ("tpx's own addresses", Ipv6Net::new_assert(slot::OWN6.0, slot::OWN6.1)),
+    ("tpx's own addresses", Ipv6Net::new_assert(BLOCK6.0, BLOCK6.1)),
 ];
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, len: u8) -> Ipv4Net {
@@ -119,7 +131,11 @@ impl Plan {
                 return Err(PlanError::SteeredNameServer(*server));
             }
         }
+        if let Some(resolver) = &self.resolver {
+            resolver.check()?;
+        }
         match &self.scope {
+            Scope::Cgroup(_) if self.road == Road::Tun => Err(PlanError::TreeOnFloor),
             Scope::Cgroup(path)
                 if !path.is_absolute()
                     || path.components().any(|c| !matches!(c, Component::RootDir | Component::Normal(_))) =>
@@ -131,11 +147,33 @@ impl Plan {
     }
 }
 
+impl ResolverLink {
+    fn check(&self) -> Result<(), PlanError> {
+        bounded("resolver addresses", self.servers.len(), Plan::MAX_NAME_SERVERS)?;
+        bounded("routing domains", self.routing_domains.len(), Plan::MAX_DOMAINS)?;
+        bounded("search domains", self.search_domains.len(), Plan::MAX_DOMAINS)?;
+        let own = |ip: &IpAddr| slot::Slot::all().any(|s| [s.resolver4().into(), s.resolver6().into()].contains(ip));
+        if let Some(foreign) = self.servers.iter().find(|ip| !own(ip)) {
+            return Err(PlanError::ForeignResolver(*foreign));
+        }
+        match self.routing_domains.iter().chain(&self.search_domains).find(|domain| !is_domain(domain)) {
+            Some(domain) => Err(PlanError::Domain(domain.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The root does not count: tpx would be asked for every name there is.
+fn is_domain(text: &str) -> bool {
+    let plain = |label: &[u8]| label.iter().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(b));
+    text.parse::<Name>().is_ok_and(|name| !name.is_empty() && name.labels().all(plain))
+}
+
 fn bounded(what: &'static str, count: usize, max: usize) -> Result<(), PlanError> {
     if count > max { Err(PlanError::TooMany { what, count, max }) } else { Ok(()) }
 }
 
-fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
+pub(crate) fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
     let shortest = if net.addr().is_ipv4() { SHORTEST.0 } else { SHORTEST.1 };
     if net.prefix_len() < shortest {
         return Err(PlanError::TooWide { net: *net, shortest });
@@ -207,6 +245,8 @@ mod tests {
             "255.0.0.0/8",
             "246.246.0.0/16",
             "246.246.255.53/32",
+            "246.0.0.0/8",
+            "246.31.1.0/24",
             "::1/128",
             "::/16",
             "::ffff:10.96.0.1/128",
@@ -214,6 +254,7 @@ mod tests {
             "ff02::1/128",
             "fd74:7078:6e65:7400::53/128",
             "fd74::/16",
+            "fd74:7078:6e65:74f7::/64",
         ];
         for net in reserved {
             assert!(matches!(steering(&[net]).check(), Err(PlanError::Reserved { .. })), "{net}");
@@ -242,6 +283,35 @@ mod tests {
         let plan = Plan { name_servers: vec![ip], ..steering(&["10.96.0.0/16"]) };
         assert_eq!(plan.check(), Err(PlanError::SteeredNameServer(ip)));
         assert_eq!(Plan { except: vec![ip.into()], ..plan }.check(), Ok(()));
+    }
+
+    #[test]
+    fn resolver_links() {
+        let link = |server: &str, domain: &str| {
+            let resolver = Some(ResolverLink {
+                servers: vec![server.parse().unwrap()],
+                routing_domains: vec![domain.into()],
+                search_domains: vec!["default.svc.cluster.local".into()],
+            });
+            Plan { resolver, ..steering(&[]) }.check()
+        };
+        let own = slot::Slot::FIRST.resolver4().to_string();
+        assert_eq!(link(&own, "cluster.local"), Ok(()));
+        assert_eq!(link(&slot::Slot::FIRST.resolver6().to_string(), "_x.a-1.example."), Ok(()));
+        for foreign in ["192.0.2.53", "246.246.255.53", "127.0.0.1"] {
+            assert_eq!(link(foreign, "svc"), Err(PlanError::ForeignResolver(foreign.parse().unwrap())));
+        }
+        for odd in ["", ".", "a..b", "a b", "~svc", "ü.example", &"a".repeat(64)] {
+            assert_eq!(link(&own, odd), Err(PlanError::Domain(odd.into())), "{odd}");
+        }
+    }
+
+    #[test]
+    fn the_floor_alone_serves_the_workstation_only() {
+        let plan = Plan { road: Road::Tun, ..steering(&["10.96.0.0/16"]) };
+        assert_eq!(plan.check(), Ok(()));
+        let tree = Scope::Cgroup("/sys/fs/cgroup/x".into());
+        assert_eq!(Plan { scope: tree, ..plan }.check(), Err(PlanError::TreeOnFloor));
     }
 
     #[test]

@@ -52,6 +52,19 @@ pub struct ExpressFiles {
     pub names4: OwnedFd,
     /// Hash map `[u8; 16]` to `[u8; 16]`: name server to tpx's own DNS address.
     pub names6: OwnedFd,
+    /// UDP sockets for IPv4 and IPv6, bound to the same port. A datagram's own destination (IP_PKTINFO) carries the
+    /// index of what it was meant for; answers go out under that address. Without IPv6 nothing reaches the second one.
+    pub datagrams: [OwnedFd; 2],
+    /// Hash map `u32` to [`tpx_ebpf_abi::Target`]: what an index stands for.
+    pub targets: OwnedFd,
+    /// Hash map `[u8; 4]` to `[u8; 4]`: virtual address to the one behind it, for [`Translations`](super::Translations).
+    pub virtual4: OwnedFd,
+    /// The same for IPv6, `[u8; 16]` to `[u8; 16]`.
+    pub virtual6: OwnedFd,
+    /// Hash map `[u8; 4]` to `[u8; 4]`: address to the virtual one before it.
+    pub real4: OwnedFd,
+    /// The same for IPv6, `[u8; 16]` to `[u8; 16]`.
+    pub real6: OwnedFd,
     /// Per-CPU array of `u64`, indexed by [`tpx_ebpf_abi::Counter`].
     pub counters: OwnedFd,
 }
@@ -107,11 +120,12 @@ impl Layout {
 
 impl ExpressFiles {
     /// How many there are.
-    pub const COUNT: usize = 12;
+    pub const COUNT: usize = 19;
 
     fn into_fds(self) -> [OwnedFd; Self::COUNT] {
         let [listener4, listener6] = self.listeners;
         let [raw4, raw6] = self.raws;
+        let [datagrams4, datagrams6] = self.datagrams;
         [
             listener4,
             listener6,
@@ -124,6 +138,13 @@ impl ExpressFiles {
             self.rules6,
             self.names4,
             self.names6,
+            datagrams4,
+            datagrams6,
+            self.targets,
+            self.virtual4,
+            self.virtual6,
+            self.real4,
+            self.real6,
             self.counters,
         ]
     }
@@ -140,6 +161,12 @@ impl ExpressFiles {
             rules6: next()?,
             names4: next()?,
             names6: next()?,
+            datagrams: [next()?, next()?],
+            targets: next()?,
+            virtual4: next()?,
+            virtual6: next()?,
+            real4: next()?,
+            real6: next()?,
             counters: next()?,
         })
     }
@@ -228,7 +255,7 @@ mod tests {
     #[test]
     fn a_wrong_number_of_files_is_refused() {
         for (express, expected) in [(false, 3), (true, 3 + ExpressFiles::COUNT)] {
-            for n in (0..20).filter(|n| *n != expected) {
+            for n in (0..40).filter(|n| *n != expected) {
                 let e = Handover::from_fds(layout(express), files(n)).unwrap_err();
                 assert_eq!(e, WrongCount { expected, got: n });
             }

@@ -4,10 +4,10 @@ use std::{io, net::IpAddr, os::fd::OwnedFd};
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use ipnet::IpNet;
-use tpx_ebpf_abi::{Action, Counter, Flow, Rule, Verdict};
+use tpx_ebpf_abi::{Action, Counter, Flow, Rule, Target, Verdict};
 
-use super::ExpressFiles;
-use crate::maps::{CounterRow, HeldRow, MapsDump, NameServerRow, RuleRow};
+use super::{ExpressFiles, Translations, translations::present};
+use crate::maps::{CounterRow, DatagramRow, HeldRow, MapsDump, NameServerRow, RuleRow, VirtualRow};
 
 /// Copies of a datapath's map files, to look at.
 pub struct Maps {
@@ -15,6 +15,8 @@ pub struct Maps {
     rules6: LpmTrie<MapData, [u8; 16], Rule>,
     names4: HashMap<MapData, [u8; 4], [u8; 4]>,
     names6: HashMap<MapData, [u8; 16], [u8; 16]>,
+    translations: Translations,
+    targets: HashMap<MapData, u32, Target>,
     held: HashMap<MapData, Flow, Verdict>,
     bypass: HashMap<MapData, u64, u8>,
     counters: PerCpuArray<MapData, u64>,
@@ -31,6 +33,8 @@ impl Maps {
             rules6: open(&files.rules6)?.try_into().map_err(other)?,
             names4: open(&files.names4)?.try_into().map_err(other)?,
             names6: open(&files.names6)?.try_into().map_err(other)?,
+            translations: Translations::of(files)?,
+            targets: open(&files.targets)?.try_into().map_err(other)?,
             held: open(&files.held)?.try_into().map_err(other)?,
             bypass: open(&files.bypass)?.try_into().map_err(other)?,
             counters: open(&files.counters)?.try_into().map_err(other)?,
@@ -45,6 +49,8 @@ impl Maps {
         Ok(MapsDump {
             rules: self.rules()?,
             name_servers: self.name_servers()?,
+            translations: self.translations()?,
+            datagrams: self.datagrams()?,
             held: self.held()?,
             bypassed_sockets: self.bypass.keys().filter(Result::is_ok).count() as u64,
             counters: self.counters()?,
@@ -83,20 +89,30 @@ impl Maps {
         Ok(rows)
     }
 
+    fn translations(&self) -> io::Result<Vec<VirtualRow>> {
+        let all = self.translations.all()?;
+        Ok(all.into_iter().map(|(virtual_ip, real)| VirtualRow { virtual_ip, real }).collect())
+    }
+
+    fn datagrams(&self) -> io::Result<Vec<DatagramRow>> {
+        let mut rows = Vec::new();
+        for entry in self.targets.iter() {
+            let row = present(entry)?.map(|(index, target)| DatagramRow { index, destination: target.address() });
+            rows.extend(row);
+        }
+        rows.sort_by_key(|row| row.index);
+        Ok(rows)
+    }
+
     fn held(&self) -> io::Result<Vec<HeldRow>> {
         let mut rows = Vec::new();
         for entry in self.held.iter() {
-            match entry {
-                Ok((flow, verdict)) => rows.push(HeldRow {
-                    source: flow.source(),
-                    destination: flow.destination(),
-                    state: if verdict.pass == 0 { "held" } else { "released" }.into(),
-                    syns: verdict.syns,
-                }),
-                // Decided and removed between finding its key and reading it.
-                Err(MapError::KeyNotFound) => {}
-                Err(e) => return Err(other(e)),
-            }
+            rows.extend(present(entry)?.map(|(flow, verdict)| HeldRow {
+                source: flow.source(),
+                destination: flow.destination(),
+                state: if verdict.pass == 0 { "held" } else { "released" }.into(),
+                syns: verdict.syns,
+            }));
         }
         rows.sort_by_key(|row| (row.destination, row.source));
         Ok(rows)
@@ -120,6 +136,8 @@ fn rule_row(ip: IpAddr, prefix: u32, rule: Rule) -> io::Result<RuleRow> {
         action: match rule.action() {
             Some(Action::Steer) => "steer",
             Some(Action::Except) => "except",
+            Some(Action::Virtual) => "virtual",
+            Some(Action::Hidden) => "hidden",
             None => "unknown",
         }
         .into(),

@@ -8,6 +8,7 @@ mod host;
 mod inspect;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper")]
 mod sys;
+mod translations;
 
 pub use bypass::Bypass;
 pub use handover::{DnsSockets, ExpressFiles, Handover, Layout, WrongCount};
@@ -15,3 +16,4 @@ pub use handover::{DnsSockets, ExpressFiles, Handover, Layout, WrongCount};
 pub use host::{Features, LinuxHost, probe};
 pub use inspect::Maps;
 pub use tpx_ebpf_abi::slot::Slot;
+pub use translations::{TranslationError, Translations};

@@ -9,7 +9,7 @@ use aya::maps::{MapData, RingBuf};
 use tokio::io::{Interest, unix::AsyncFd};
 
 #[cfg(feature = "privileged")]
-pub(super) use privileged::{netns_cookie, set_fast_open, tun_attach, tun_forget, watch_log};
+pub(super) use privileged::{Tun, netns_cookie, set_fast_open, tun_attach, tun_forget, tun_offload, watch_log};
 
 /// Waits for records of a ring buffer on the current runtime.
 ///

@@ -201,7 +201,7 @@ impl Host for RemoteHost {
     type Handover = Handover;
 
     async fn apply(&mut self, plan: &Plan) -> Result<Handover, HostError> {
-        match self.ask(&Request::Apply(plan.clone())).await? {
+        match self.ask(&Request::Apply(Box::new(plan.clone()))).await? {
             (Reply::Applied(layout), files) => Handover::from_fds(layout, files)
                 .map_err(|e| HostError::System { what: "tpx-rootd".into(), source: io::Error::other(e) }),
             (Reply::Busy(session), _) => {

@@ -26,7 +26,7 @@ pub enum Request {
     /// Always the first one.
     Hello(Hello),
     /// Make the host look like this. The first success makes the connection the session.
-    Apply(Plan),
+    Apply(Box<Plan>),
     /// Undo everything and give the session up.
     Revert,
     /// Say what is going on.
@@ -264,7 +264,7 @@ mod tests {
 
     fn apply(subnets: usize) -> Request {
         let steer = (0..subnets).map(|i| format!("fd96:{i:x}::/64").parse().unwrap()).collect();
-        Request::Apply(Plan { steer, ..Plan::default() })
+        Request::Apply(Box::new(Plan { steer, ..Plan::default() }))
     }
 
     #[test]

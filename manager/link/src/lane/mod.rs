@@ -4,9 +4,11 @@
 //! above this module will notice.
 
 mod control;
+mod extended;
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -17,7 +19,10 @@ use std::{
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Method, Request, Uri};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::Instant,
+};
 use tpx_api::SESSION_HEADER;
 use tpx_core::dial::DialFailure;
 
@@ -44,6 +49,10 @@ struct State {
     close: mpsc::Sender<()>,
     traffic: Arc<Traffic>,
     streams: Arc<AtomicUsize>,
+    /// Told whenever the carrier may have brought something, for whoever waits for the other end's settings.
+    moved: Arc<Notify>,
+    /// When the other end's settings are overdue.
+    settled_by: Instant,
 }
 
 /// A lane could not be opened.
@@ -86,13 +95,21 @@ impl Lane {
     /// When the carrier breaks at once.
     pub async fn open(carrier: Box<dyn Carrier>, settings: &Settings) -> Result<Self, LaneError> {
         let (carrier, traffic) = Counted::new(carrier);
+        let settled_by = Instant::now() + settings.patience;
         let (requests, mut connection) = settings.client().handshake(carrier).await?;
         let pings = connection.ping_pong().expect("taken once");
         let beat = Heartbeat::new(settings.heartbeat, settings.patience);
         let heartbeat = watch_heartbeat(beat, pings, Arc::clone(&traffic));
         let (closed_tx, closed) = watch::channel(None);
         let (close, mut close_rx) = mpsc::channel(1);
+        let moved = Arc::new(Notify::new());
+        let told = Arc::clone(&moved);
         tokio::spawn(async move {
+            let connection = poll_fn(|cx| {
+                let result = Pin::new(&mut connection).poll(cx);
+                told.notify_waiters();
+                result
+            });
             let reason = tokio::select! {
                 biased;
                 result = connection => match result {
@@ -107,7 +124,7 @@ impl Lane {
             tracing::debug!(%reason, "lane closed");
             closed_tx.send_replace(Some(reason));
         });
-        let state = State { closed, close, traffic, streams: Arc::default() };
+        let state = State { closed, close, traffic, streams: Arc::default(), moved, settled_by };
         Ok(Self { requests, state: Arc::new(state) })
     }
 

@@ -23,7 +23,7 @@ use tpx_core::{
 };
 use tpx_ebpf_abi::{Flow, v4_mapped};
 
-use super::packet::Syn;
+use crate::packet::Syn;
 
 /// How long to wait for `accept()` before looking at the deadlines again.
 const CATCH_UP: Duration = Duration::from_millis(50);

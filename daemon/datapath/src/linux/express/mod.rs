@@ -4,7 +4,6 @@
 //! `tpx_core::syngate`; this module only carries it out.
 
 mod gate;
-mod packet;
 
 use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -24,9 +23,9 @@ use tpx_core::{
 };
 use tpx_ebpf_abi::HeldSyn;
 
-use self::{gate::Gate, packet::Syn};
+use self::gate::Gate;
 use super::sys;
-use crate::{Arrival, FlowSource, FlowStream, Knock};
+use crate::{Arrival, FlowSource, FlowStream, Knock, packet::Syn};
 
 /// Most SYNs read in one go, so that other tasks have their turn.
 const BATCH: usize = 256;
@@ -189,13 +188,18 @@ async fn clock(due: Option<tokio::time::Instant>) {
     }
 }
 
+/// The SYN as it goes to the listener.
+fn finished(held: &HeldSyn<'_>) -> Option<Syn> {
+    Syn::new(held.flow.source(), held.flow.destination(), held.ip, held.tcp)
+}
+
 /// How many records there were, at most [`BATCH`].
 fn drain(ring: &mut RingBuf<MapData>, gate: &Arc<Gate>, announce: &mpsc::Sender<HeldKnock>) -> usize {
     for count in 0..BATCH {
         let Some(record) = ring.next() else {
             return count;
         };
-        let Some(syn) = HeldSyn::parse(&record).and_then(|held| Syn::new(&held)) else {
+        let Some(syn) = HeldSyn::parse(&record).and_then(|held| finished(&held)) else {
             tracing::warn!("a record of {} bytes that is no SYN", record.len());
             continue;
         };

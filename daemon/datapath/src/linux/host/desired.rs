@@ -6,43 +6,121 @@ use std::{
 };
 
 use ipnet::IpNet;
-use tpx_core::plan::{Plan, Scope};
+use tpx_core::plan::{Plan, Road, Scope};
 use tpx_ebpf_abi::{Action, slot::Slot};
+
+/// The routing tables of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Table {
+    /// Of marked sockets: what the express lane carries is local.
+    Marked,
+    /// Of everybody: what is routed to the device.
+    Floor,
+    /// Of connections that have the device's own address already: subnets that are hidden now.
+    Lingering,
+    /// Of questions to name servers, which are made local.
+    Names,
+}
+
+impl Table {
+    pub(super) fn id(self, slot: Slot) -> u32 {
+        match self {
+            Self::Marked => slot.table(),
+            Self::Floor => slot.floor_table(),
+            Self::Lingering => slot.lingering_table(),
+            Self::Names => slot.names_table(),
+        }
+    }
+
+    /// Whether its routes deliver on this host instead of leading to the device.
+    pub(super) fn is_local(self) -> bool {
+        matches!(self, Self::Marked | Self::Names)
+    }
+}
 
 /// What maps and tables hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Desired {
-    pub(super) routes: BTreeSet<IpNet>,
+    pub(super) routes: BTreeSet<(Table, IpNet)>,
     pub(super) rules: BTreeMap<IpNet, Action>,
     pub(super) names: BTreeSet<IpAddr>,
 }
 
 impl Desired {
     /// What `plan` asks for; without `ipv6` only the IPv4 half.
-    pub(super) fn of(plan: &Plan, ipv6: bool) -> Self {
-        let possible = |v4: bool| v4 || ipv6;
-        let nets = |list: &[IpNet]| -> Vec<IpNet> {
-            list.iter().copied().filter(|net| possible(net.addr().is_ipv4())).collect()
-        };
-        let steer = nets(&plan.steer);
-        let rules = steer.iter().map(|n| (*n, Action::Steer));
-        Self {
-            rules: rules.chain(nets(&plan.except).into_iter().map(|n| (n, Action::Except))).collect(),
-            routes: steer.into_iter().collect(),
-            names: plan.name_servers.iter().copied().filter(|ip| possible(ip.is_ipv4())).collect(),
+    pub(super) fn of(plan: &Plan, slot: Slot, ipv6: bool) -> Self {
+        let possible = |ip: IpAddr| ip.is_ipv4() || ipv6;
+        let nets = |list: &[IpNet]| -> Vec<IpNet> { list.iter().copied().filter(|n| possible(n.addr())).collect() };
+        let (steer, behind) = (nets(&plan.steer), nets(&plan.virtual_subnets));
+        let (hidden, except) = (nets(&plan.hidden), nets(&plan.except));
+        let mut desired =
+            Self { names: plan.name_servers.iter().copied().filter(|ip| possible(*ip)).collect(), ..Self::default() };
+        if plan.road == Road::Express {
+            let lists = [
+                (&steer, Action::Steer),
+                (&behind, Action::Virtual),
+                (&hidden, Action::Hidden),
+                (&except, Action::Except),
+            ];
+            desired.rules = lists.iter().flat_map(|(list, action)| list.iter().map(|net| (*net, *action))).collect();
+            let marked = steer.iter().chain(&behind).chain(&hidden);
+            desired.routes.extend(marked.map(|net| (Table::Marked, *net)));
         }
+        // A route cannot tell processes apart: for a process tree there is no floor.
+        if plan.scope == Scope::Workstation {
+            let inside = [steer, behind].concat();
+            let outside = [hidden.clone(), except.clone()].concat();
+            desired.routes.extend(covered(&inside, &outside).into_iter().map(|net| (Table::Floor, net)));
+            desired.routes.extend(covered(&hidden, &except).into_iter().map(|net| (Table::Lingering, net)));
+            let resolvers = plan.resolver.iter().flat_map(|link| &link.servers).filter(|ip| possible(**ip));
+            desired.routes.extend(resolvers.map(|ip| (Table::Floor, IpNet::from(*ip))));
+        }
+        debug_assert!(desired.routes.iter().all(|(table, _)| Slot::owns_table(table.id(slot))));
+        desired
     }
+}
 
-    /// A plan that asks for exactly this.
-    pub(super) fn to_plan(&self, scope: Scope) -> Plan {
-        let with = |action| self.rules.iter().filter(|(_, a)| **a == action).map(|(n, _)| *n).collect();
-        Plan {
-            scope,
-            steer: with(Action::Steer),
-            except: with(Action::Except),
-            name_servers: self.names.iter().copied().collect(),
-            ..Plan::default()
+/// The fewest prefixes with exactly the addresses whose most specific prefix is one of `inside`; where one of `outside`
+/// is as specific, the address is out.
+pub(super) fn covered(inside: &[IpNet], outside: &[IpNet]) -> BTreeSet<IpNet> {
+    let (mut found, all) = (BTreeSet::new(), [(inside, true), (outside, false)]);
+    for whole in [IpNet::new_assert([0, 0, 0, 0].into(), 0), IpNet::new_assert([0u16; 8].into(), 0)] {
+        let family = |net: &IpNet| net.addr().is_ipv4() == whole.addr().is_ipv4();
+        // `false` is written last, and wins.
+        let marks: BTreeMap<IpNet, bool> = all
+            .iter()
+            .flat_map(|(list, side)| list.iter().filter(|n| family(n)).map(|net| (net.trunc(), *side)))
+            .collect();
+        descend(whole, false, &marks, &mut found);
+    }
+    found
+}
+
+/// Adds what is covered of `net` to `found`. `inherited` is the word of the prefixes around it.
+fn descend(net: IpNet, inherited: bool, marks: &BTreeMap<IpNet, bool>, found: &mut BTreeSet<IpNet>) {
+    let side = marks.get(&net).copied().unwrap_or(inherited);
+    // Everything inside `net` sorts from its first address on.
+    let mut within = marks.range(net..).map(|(n, _)| n).take_while(|n| net.contains(&n.addr()));
+    if !within.any(|n| net.contains(n) && *n != net) {
+        if side {
+            found.insert(net);
         }
+        return;
+    }
+    let Ok(halves) = net.subnets(net.prefix_len() + 1) else {
+        return;
+    };
+    let before = found.len();
+    let halves: Vec<IpNet> = halves.collect();
+    for half in &halves {
+        descend(*half, side, marks, found);
+    }
+    // Prefixes that say the same as those around them split nothing.
+    if found.len() == before + halves.len() && halves.iter().all(|half| found.contains(half)) {
+        for half in &halves {
+            found.remove(half);
+        }
+        found.insert(net);
     }
 }
 
@@ -56,28 +134,53 @@ pub(super) fn own_address(slot: Slot, server: IpAddr, nth: usize) -> Option<IpAd
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn plan() -> Plan {
         Plan {
             scope: Scope::Workstation,
             steer: vec!["10.96.0.0/16".parse().unwrap(), "fd10::/64".parse().unwrap()],
+            hidden: vec!["10.244.0.0/16".parse().unwrap()],
+            virtual_subnets: vec!["246.246.0.0/17".parse().unwrap()],
             except: vec!["10.96.0.1/32".parse().unwrap()],
             name_servers: vec!["192.0.2.53".parse().unwrap(), "2001:db8::53".parse().unwrap()],
             ..Plan::default()
         }
     }
 
+    fn routes(desired: &Desired, table: Table) -> Vec<String> {
+        desired.routes.iter().filter(|(t, _)| *t == table).map(|(_, net)| net.to_string()).collect()
+    }
+
     #[test]
-    fn a_plan_survives_the_way_there_and_back() {
-        assert_eq!(Desired::of(&plan(), true).to_plan(Scope::Workstation), plan());
+    fn each_table_gets_its_part() {
+        let d = Desired::of(&plan(), Slot::FIRST, true);
+        assert_eq!(routes(&d, Table::Marked), ["10.96.0.0/16", "10.244.0.0/16", "246.246.0.0/17", "fd10::/64"]);
+        assert_eq!(routes(&d, Table::Lingering), ["10.244.0.0/16"]);
+        let floor = routes(&d, Table::Floor);
+        // The hole of one address takes sixteen prefixes.
+        assert_eq!(floor.len(), 16 + 2);
+        assert!(floor.contains(&"10.96.128.0/17".into()) && floor.contains(&"10.96.0.0/32".into()));
+    }
+
+    #[test]
+    fn a_process_tree_has_no_floor_and_the_floor_alone_no_rules() {
+        let tree = Desired::of(&Plan { scope: Scope::Cgroup("/x".into()), ..plan() }, Slot::FIRST, true);
+        assert!(tree.routes.iter().all(|(t, _)| *t == Table::Marked) && tree.routes.len() == 4);
+        let tun = Desired::of(&Plan { road: Road::Tun, ..plan() }, Slot::FIRST, true);
+        assert!(tun.rules.is_empty() && tun.routes.iter().all(|(t, _)| *t != Table::Marked));
+        assert_eq!(routes(&tun, Table::Floor), routes(&Desired::of(&plan(), Slot::FIRST, true), Table::Floor));
     }
 
     #[test]
     fn without_ipv6_half_of_it_is_left() {
-        let d = Desired::of(&plan(), false);
-        assert_eq!((d.routes.len(), d.rules.len(), d.names.len()), (1, 2, 1));
-        assert!(d.rules.keys().all(|n| n.addr().is_ipv4()));
+        let d = Desired::of(&plan(), Slot::FIRST, false);
+        assert_eq!((d.rules.len(), d.names.len()), (4, 1));
+        assert!(d.rules.keys().chain(d.routes.iter().map(|(_, n)| n)).all(|n| n.addr().is_ipv4()));
     }
 
     #[test]
@@ -86,5 +189,37 @@ mod tests {
         assert_eq!(own, Some("246.246.255.54".parse().unwrap()));
         assert!(own_address(Slot::FIRST, "fe80::1".parse().unwrap(), 0).unwrap().is_ipv6());
         assert_eq!(own_address(Slot::FIRST, "127.0.0.53".parse().unwrap(), 8), None);
+    }
+
+    /// Few distinct addresses, so that prefixes meet.
+    fn net() -> impl Strategy<Value = IpNet> {
+        (0u32..64, 20u8..=32)
+            .prop_map(|(a, n)| IpNet::new_assert(Ipv4Addr::from(0x0a00_0000 | (a * 17)).into(), n).trunc())
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_what_the_plan_steers(
+            steer in prop::collection::vec(net(), 0..6),
+            hidden in prop::collection::vec(net(), 0..4),
+            except in prop::collection::vec(net(), 0..6),
+            probes in prop::collection::vec(0u32..6000, 40),
+        ) {
+            let routes = covered(&steer, &[hidden.clone(), except.clone()].concat());
+            let plan = Plan { steer, hidden, except, ..Plan::default() };
+            for a in probes {
+                let ip = IpAddr::from(Ipv4Addr::from(0x0a00_0000 | a));
+                prop_assert_eq!(routes.iter().filter(|n| n.contains(&ip)).count(), usize::from(plan.steers(ip)));
+            }
+        }
+
+        #[test]
+        fn no_two_prefixes_could_be_one(
+            steer in prop::collection::vec(net(), 0..6),
+            except in prop::collection::vec(net(), 0..6),
+        ) {
+            let routes: Vec<IpNet> = covered(&steer, &except).into_iter().collect();
+            prop_assert_eq!(IpNet::aggregate(&routes).len(), routes.len());
+        }
     }
 }

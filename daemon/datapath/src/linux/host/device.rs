@@ -12,6 +12,12 @@ use tpx_ebpf_abi::slot::Slot;
 use super::system;
 use crate::{HostError, linux::sys};
 
+/// The device's MTU in bytes: what applications may expect of a network. Segments that are handed over whole (TSO) do
+/// not care.
+pub(super) const MTU: u32 = 1500;
+/// Packets that wait for the user daemon. Enough for a burst of datagrams; TCP's are counted in segments of 64 KiB.
+pub(super) const QUEUE: u32 = 2000;
+
 /// How long an owner that dies may take: the user daemon closes its files within a second after rootd is gone.
 const RETRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -23,6 +29,8 @@ pub(super) struct Device {
     name: &'static str,
     /// Interface index.
     pub(super) index: u32,
+    /// Whether packets begin with a `virtio_net_hdr`.
+    pub(super) vnet_hdr: bool,
 }
 
 impl Device {
@@ -40,11 +48,15 @@ impl Device {
             made = exclusive(name);
         }
         let hint = if made.as_ref().is_err_and(busy) { " (is another tpx running?)" } else { "" };
-        let file = made.map_err(|e| system(format!("create {name}{hint}"), e))?;
+        let (file, vnet_hdr) = made.map_err(|e| system(format!("create {name}{hint}"), e))?;
+        if vnet_hdr && let Err(e) = sys::tun_offload(&file) {
+            // The header stays, and says that nothing was left undone.
+            tracing::info!("{name} works without segmentation offload: {e}");
+        }
         let index = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
             .and_then(|s| rustix::net::netdevice::name_to_index(s, name))
             .map_err(|e| system(format!("find {name}"), e.into()))?;
-        Ok(Self { file, name, index })
+        Ok(Self { file, name, index, vnet_hdr })
     }
 
     /// A copy of its file.
@@ -64,17 +76,27 @@ fn open() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")
 }
 
-fn exclusive(name: &str) -> io::Result<File> {
+/// The new device, and whether its packets have the header.
+fn exclusive(name: &str) -> io::Result<(File, bool)> {
     let file = open()?;
-    match sys::tun_attach(&file, name, true) {
+    match attach(&file, name) {
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
             let stale = open()?;
-            sys::tun_attach(&stale, name, false)?;
+            sys::tun_attach(&stale, name, sys::Tun { exclusive: false, vnet_hdr: false })?;
             sys::tun_forget(&stale)?;
             drop(stale);
-            sys::tun_attach(&file, name, true)?;
+            attach(&file, name).map(|vnet_hdr| (file, vnet_hdr))
         }
-        other => other?,
+        other => other.map(|vnet_hdr| (file, vnet_hdr)),
     }
-    Ok(file)
+}
+
+/// With the header, where the kernel knows it.
+fn attach(file: &File, name: &str) -> io::Result<bool> {
+    match sys::tun_attach(file, name, sys::Tun { exclusive: true, vnet_hdr: true }) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            sys::tun_attach(file, name, sys::Tun { exclusive: true, vnet_hdr: false }).map(|()| false)
+        }
+        other => other.map(|()| true),
+    }
 }

@@ -6,35 +6,41 @@
 mod cgroup;
 mod desired;
 mod device;
+mod names;
 mod network;
 mod probe;
 mod programs;
+mod rules;
 mod sockets;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     os::fd::OwnedFd,
 };
 
 use async_trait::async_trait;
-use tpx_core::plan::{Plan, Scope};
-use tpx_ebpf_abi::slot::{DNS_PORT, NAMES, Slot};
+use ipnet::IpNet;
+use tpx_core::plan::{Plan, Road, Scope};
+use tpx_ebpf_abi::{Action, slot::Slot};
 
 pub use probe::{Features, probe};
 
 use self::{
-    desired::Desired,
+    desired::{Desired, Table},
     device::Device,
-    network::Footprint,
+    names::Name,
+    network::{Footprint, Network},
     programs::{Ahead, Programs},
+    rules::Rule,
+    sockets::Datagrams,
 };
 use super::{DnsSockets, ExpressFiles, Handover};
 use crate::{Host, HostError};
 
-/// Does the privileged work in the network namespace of the calling thread. Needs CAP_BPF, CAP_NET_ADMIN and
-/// CAP_NET_RAW, and a tokio runtime.
+/// Does the privileged work in the network namespace of the calling thread. Needs CAP_NET_ADMIN, CAP_NET_RAW and a tokio
+/// runtime, CAP_BPF for the express lane, and CAP_NET_BIND_SERVICE to stand in for name servers without it.
 ///
 /// Dropping it reverts.
 #[derive(Debug)]
@@ -47,30 +53,32 @@ pub struct LinuxHost {
 /// What is installed. Fields are dropped in this order: first new connections are let alone, then the roads go.
 #[derive(Debug)]
 struct Applied {
-    programs: Programs,
-    scope: Scope,
-    state: Desired,
+    express: Option<Express>,
+    /// The last plan that was applied as a whole.
+    plan: Plan,
+    state: State,
     names: BTreeMap<IpAddr, Name>,
-    listeners: [OwnedFd; 2],
-    raws: [OwnedFd; 2],
     ipv6: bool,
     footprint: Footprint,
     device: Device,
 }
 
-/// A name server that tpx stands in for.
+/// What only the express lane has.
 #[derive(Debug)]
-struct Name {
-    /// Which of the slot's own addresses stands for it.
-    nth: usize,
-    sockets: DnsSockets,
+struct Express {
+    programs: Programs,
+    /// What the hooks are attached to.
+    scope: Option<Scope>,
+    listeners: [OwnedFd; 2],
+    raws: [OwnedFd; 2],
+    datagrams: Datagrams,
 }
 
-impl Drop for Name {
-    fn drop(&mut self) {
-        // Frees the port, also while somebody else has a copy of the file.
-        let _ = rustix::net::shutdown(&self.sockets.tcp, rustix::net::Shutdown::Both);
-    }
+/// What maps and tables hold now.
+#[derive(Debug, Default)]
+struct State {
+    routes: BTreeSet<(Table, IpNet)>,
+    rules: BTreeMap<IpNet, Action>,
 }
 
 impl LinuxHost {
@@ -86,32 +94,47 @@ impl LinuxHost {
     }
 
     async fn install(&mut self, plan: &Plan) -> Result<Applied, HostError> {
-        probe::programs().map_err(|why| HostError::Unsupported(why.into()))?;
-        let network = network::Network::open()?;
+        let express = plan.road == Road::Express;
+        if express {
+            probe::programs().map_err(|why| HostError::Unsupported(why.into()))?;
+        }
+        let network = Network::open()?;
         // Whoever has the device has the slot: what else is there then was left behind.
         let device = Device::create(self.slot).await?;
         network.sweep(self.slot).await?;
         let footprint = Footprint::of(self.slot);
         let ipv6 = device.has_ipv6();
         network.bring_up(&device, self.slot, ipv6).await?;
-        let mut programs = Programs::load(self.slot, device.index, self.ahead.take())?;
-        let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
-        let raws = sockets::raws(self.slot, ipv6)?;
-        network.add_rules(self.slot, ipv6).await?;
+        let express = if express {
+            network.add_blocks(&device, self.slot, ipv6).await?;
+            Some(self.express(&device, ipv6)?)
+        } else {
+            None
+        };
+        for rule in Rule::standing(express.is_some(), ipv6) {
+            network.add_rule(self.slot, rule).await?;
+        }
         let mut applied = Applied {
-            programs,
-            scope: plan.scope.clone(),
-            state: Desired::default(),
+            express,
+            plan: plan.clone(),
+            state: State::default(),
             names: BTreeMap::new(),
-            listeners,
-            raws,
             ipv6,
             footprint,
             device,
         };
         applied.converge(&network, self.slot, plan).await?;
-        applied.programs.attach(&plan.scope)?;
+        applied.rescope(&plan.scope)?;
         Ok(applied)
+    }
+
+    fn express(&mut self, device: &Device, ipv6: bool) -> Result<Express, HostError> {
+        let datagrams = Datagrams::open(self.slot, ipv6)?;
+        let mut programs = Programs::load(self.slot, device.index, datagrams.port, self.ahead.take())?;
+        datagrams.register(&mut programs)?;
+        let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
+        let raws = sockets::raws(self.slot, ipv6)?;
+        Ok(Express { programs, scope: None, listeners, raws, datagrams })
     }
 }
 
@@ -127,17 +150,23 @@ impl Host for LinuxHost {
             self.applied = Some(applied);
             return Ok(handover);
         };
-        let before = applied.as_plan();
-        let network = network::Network::open()?;
+        if plan.road != applied.plan.road {
+            return Err(HostError::Refused("the datapath cannot be changed while it is in use; revert first".into()));
+        }
+        let network = Network::open()?;
         let changed = match applied.converge(&network, self.slot, plan).await {
             Ok(()) => applied.rescope(&plan.scope).and_then(|()| applied.handover(plan)),
             Err(e) => Err(e),
         };
-        if let Err(e) = &changed {
-            tracing::warn!("the plan could not be applied ({e}); going back to the one before");
-            let back = applied.converge(&network, self.slot, &before).await;
-            if back.and_then(|()| applied.rescope(&before.scope)).is_err() {
-                self.revert().await?;
+        match &changed {
+            Ok(_) => applied.plan = plan.clone(),
+            Err(e) => {
+                tracing::warn!("the plan could not be applied ({e}); going back to the one before");
+                let before = applied.plan.clone();
+                let back = applied.converge(&network, self.slot, &before).await;
+                if back.and_then(|()| applied.rescope(&before.scope)).is_err() {
+                    self.revert().await?;
+                }
             }
         }
         changed
@@ -147,8 +176,9 @@ impl Host for LinuxHost {
         let Some(applied) = self.applied.take() else {
             return Ok(());
         };
-        let Applied { programs, footprint, device, .. } = applied;
-        drop(programs);
+        let Applied { express, names, footprint, device, .. } = applied;
+        drop(express);
+        drop(names);
         footprint.remove().await?;
         drop(device);
         Ok(())
@@ -158,126 +188,96 @@ impl Host for LinuxHost {
 impl Applied {
     /// Changes maps, routes and names from what they are to what `plan` wants. Keeps account after each step, so that a
     /// failure in between leaves a known state. Roads come before the rules that lead to them, and go after them.
-    async fn converge(&mut self, network: &network::Network, slot: Slot, plan: &Plan) -> Result<(), HostError> {
-        let want = Desired::of(plan, self.ipv6);
-        for server in want.names.difference(&self.state.names.clone()) {
-            self.add_name(network, slot, *server).await?;
+    async fn converge(&mut self, network: &Network, slot: Slot, plan: &Plan) -> Result<(), HostError> {
+        let want = Desired::of(plan, slot, self.ipv6);
+        for server in want.names.iter().filter(|server| !self.names.contains_key(server)).copied().collect::<Vec<_>>() {
+            self.add_name(network, slot, server).await?;
         }
-        for net in want.routes.difference(&self.state.routes.clone()) {
-            network.add_route(&self.device, slot, *net).await?;
-            self.state.routes.insert(*net);
+        for (table, net) in want.routes.difference(&self.state.routes.clone()) {
+            network.add_route(&self.device, slot, *table, *net).await?;
+            self.state.routes.insert((*table, *net));
         }
-        for (net, action) in &want.rules {
-            if self.state.rules.get(net) != Some(action) {
-                self.programs.set_rule(*net, *action)?;
-                self.state.rules.insert(*net, *action);
+        if let Some(express) = &mut self.express {
+            for (net, action) in &want.rules {
+                if self.state.rules.get(net) != Some(action) {
+                    express.programs.set_rule(*net, *action)?;
+                    self.state.rules.insert(*net, *action);
+                }
+            }
+            for net in self.state.rules.clone().into_keys().filter(|net| !want.rules.contains_key(net)) {
+                express.programs.remove_rule(net)?;
+                self.state.rules.remove(&net);
             }
         }
-        for net in self.state.rules.clone().into_keys().filter(|net| !want.rules.contains_key(net)) {
-            self.programs.remove_rule(net)?;
-            self.state.rules.remove(&net);
+        for (table, net) in self.state.routes.clone().difference(&want.routes) {
+            network.remove_route(&self.device, slot, *table, *net).await?;
+            self.state.routes.remove(&(*table, *net));
         }
-        for net in self.state.routes.clone().difference(&want.routes) {
-            network.remove_route(&self.device, slot, *net).await?;
-            self.state.routes.remove(net);
-        }
-        for server in self.state.names.clone().difference(&want.names) {
-            self.remove_name(network, slot, *server).await?;
+        for server in self.names.keys().filter(|server| !want.names.contains(server)).copied().collect::<Vec<_>>() {
+            self.remove_name(network, slot, server).await?;
         }
         Ok(())
     }
 
-    async fn add_name(&mut self, network: &network::Network, slot: Slot, server: IpAddr) -> Result<(), HostError> {
-        let mut last = HostError::Refused(format!("no address is left for the name server {server}"));
-        for nth in (0..NAMES).filter(|nth| self.names.values().all(|name| name.nth != *nth)).collect::<Vec<_>>() {
-            let Some(own) = desired::own_address(slot, server, nth) else {
-                break;
-            };
-            network.add_address(&self.device, own).await?;
-            let made = sockets::dns(server, SocketAddr::new(own, DNS_PORT))
-                .and_then(|sockets| self.programs.set_name(server, own).map(|()| sockets));
-            match made {
-                Ok(sockets) => {
-                    self.names.insert(server, Name { nth, sockets });
-                    self.state.names.insert(server);
-                    return Ok(());
-                }
-                // A user daemon that lingers may still have the sockets of the datapath before: the next address is free.
-                Err(e) => {
-                    network.remove_address(&self.device, own).await?;
-                    let taken =
-                        matches!(&e, HostError::System { source, .. } if source.kind() == io::ErrorKind::AddrInUse);
-                    last = e;
-                    if !taken {
-                        break;
-                    }
-                }
-            }
-        }
-        Err(last)
-    }
-
-    async fn remove_name(&mut self, network: &network::Network, slot: Slot, server: IpAddr) -> Result<(), HostError> {
-        let Some(name) = self.names.get(&server) else {
-            return Ok(());
-        };
-        if let Some(own) = desired::own_address(slot, server, name.nth) {
-            self.programs.remove_name(server, own)?;
-            network.remove_address(&self.device, own).await?;
-        }
-        self.names.remove(&server);
-        self.state.names.remove(&server);
-        Ok(())
-    }
-
+    /// Attaches the hooks, where there are some, to `scope`.
     fn rescope(&mut self, scope: &Scope) -> Result<(), HostError> {
-        if self.scope != *scope {
-            self.programs.attach(scope)?;
-            self.scope = scope.clone();
+        if let Some(express) = &mut self.express
+            && express.scope.as_ref() != Some(scope)
+        {
+            express.programs.attach(scope)?;
+            express.scope = Some(scope.clone());
         }
         Ok(())
-    }
-
-    /// The plan that describes the present state.
-    fn as_plan(&self) -> Plan {
-        self.state.to_plan(self.scope.clone())
     }
 
     fn handover(&self, plan: &Plan) -> Result<Handover, HostError> {
         let copy = |fd: &OwnedFd| fd.try_clone();
+        let (served, unserved): (Vec<_>, Vec<_>) = plan
+            .name_servers
+            .iter()
+            .filter(|server| server.is_ipv4() || self.ipv6)
+            .partition(|server| self.names.contains_key(server));
         let copies = || -> io::Result<Handover> {
-            let maps = self.programs.maps()?;
-            let dns = plan
-                .name_servers
-                .iter()
-                .filter_map(|server| self.names.get(server))
-                .map(|name| {
-                    let s = &name.sockets;
-                    Ok(DnsSockets { udp: copy(&s.udp)?, tcp: copy(&s.tcp)?, ..*s })
-                })
-                .collect::<io::Result<_>>()?;
+            let dns = served.iter().filter_map(|server: &IpAddr| self.names.get(server)).map(|name| {
+                let s = &name.sockets;
+                Ok(DnsSockets { udp: copy(&s.udp)?, tcp: copy(&s.tcp)?, ..*s })
+            });
             Ok(Handover {
                 device: self.device.file()?,
-                vnet_hdr: false,
-                mtu: 1500,
-                express: Some(ExpressFiles {
-                    listeners: [copy(&self.listeners[0])?, copy(&self.listeners[1])?],
-                    raws: [copy(&self.raws[0])?, copy(&self.raws[1])?],
-                    syns: maps.syns,
-                    held: maps.held,
-                    bypass: maps.bypass,
-                    rules4: maps.rules4,
-                    rules6: maps.rules6,
-                    names4: maps.names4,
-                    names6: maps.names6,
-                    counters: maps.counters,
-                }),
-                dns,
-                unsteered_name_servers: Vec::new(),
+                vnet_hdr: self.device.vnet_hdr,
+                mtu: device::MTU,
+                express: self.express.as_ref().map(Express::files).transpose()?,
+                dns: dns.collect::<io::Result<_>>()?,
+                unsteered_name_servers: unserved,
                 resolved: false,
             })
         };
         copies().map_err(|e| system("duplicate the files that are handed over", e))
+    }
+}
+
+impl Express {
+    fn files(&self) -> io::Result<ExpressFiles> {
+        let maps = self.programs.maps()?;
+        let pair = |[a, b]: &[OwnedFd; 2]| Ok::<_, io::Error>([a.try_clone()?, b.try_clone()?]);
+        Ok(ExpressFiles {
+            listeners: pair(&self.listeners)?,
+            raws: pair(&self.raws)?,
+            syns: maps.syns,
+            held: maps.held,
+            bypass: maps.bypass,
+            rules4: maps.rules4,
+            rules6: maps.rules6,
+            names4: maps.names4,
+            names6: maps.names6,
+            datagrams: self.datagrams.copies()?,
+            targets: maps.targets,
+            virtual4: maps.virtual4,
+            virtual6: maps.virtual6,
+            real4: maps.real4,
+            real6: maps.real6,
+            counters: maps.counters,
+        })
     }
 }
 

@@ -12,18 +12,26 @@ use netlink_packet_route::{
     AddressFamily,
     address::AddressHeaderFlags,
     route::{RouteMessage, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
+    rule::RuleMessage,
 };
 use rtnetlink::{Handle, IpVersion, LinkUnspec, RouteMessageBuilder, packet_core::ErrorMessage};
 use tokio::task::JoinHandle;
-use tpx_ebpf_abi::{mark, slot::Slot};
+use tpx_ebpf_abi::slot::Slot;
 
-use super::{device::Device, failed, system};
+use super::{
+    desired::Table,
+    device::{Device, MTU, QUEUE},
+    failed,
+    rules::{Rule, is_ours},
+    system,
+};
 use crate::HostError;
 
 /// How long a new IPv6 address may take to become usable; usually under a millisecond.
 const LOCAL_RETRIES: u32 = 2500;
 const LOCAL_PAUSE: Duration = Duration::from_millis(2);
+/// The kernel's own table of local addresses (linux/rtnetlink.h).
+const RT_TABLE_LOCAL: u32 = 255;
 
 /// A netlink connection into the network namespace of the thread that opened it.
 pub(super) struct Network {
@@ -65,13 +73,13 @@ impl Network {
         Ok(())
     }
 
-    /// Gives the device its own addresses and sets it up.
+    /// Gives the device its own addresses and its measures, and sets it up.
     pub(super) async fn bring_up(&self, device: &Device, slot: Slot, ipv6: bool) -> Result<(), HostError> {
         self.add_address(device, slot.ipv4().into()).await?;
         if ipv6 {
             self.add_address(device, slot.ipv6().into()).await?;
         }
-        let up = LinkUnspec::new_with_index(device.index).up().build();
+        let up = LinkUnspec::new_with_index(device.index).mtu(MTU).txqueuelen(QUEUE).up().build();
         self.handle.link().change(up).execute().await.map_err(|e| failed(format!("set {} up", slot.device()), &e))
     }
 
@@ -113,32 +121,64 @@ impl Network {
         tolerate(gone, libc::EADDRNOTAVAIL).map_err(|e| failed(format!("remove the address {ip}"), &e))
     }
 
-    /// Leads marked packets to the slot's table.
-    pub(super) async fn add_rules(&self, slot: Slot, ipv6: bool) -> Result<(), HostError> {
-        for v6 in [false, true].into_iter().filter(|v6| ipv6 || !v6) {
-            let mut rule = self.handle.rule().add().action(RuleAction::ToTable).table_id(slot.table());
-            let header = &mut rule.message_mut().header;
-            header.family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
-            rule.message_mut().attributes.extend([
-                RuleAttribute::Priority(slot.preference()),
-                RuleAttribute::FwMark(mark::steer(slot)),
-                RuleAttribute::FwMask(mark::RULE_MASK),
-            ]);
-            rule.execute().await.map_err(|e| failed("add the policy rule", &e))?;
+    /// Adds a policy rule.
+    pub(super) async fn add_rule(&self, slot: Slot, rule: Rule) -> Result<(), HostError> {
+        let mut request = self.handle.rule().add();
+        *request.message_mut() = rule.message(slot);
+        request.execute().await.map_err(|e| failed(format!("add the policy rule {rule}"), &e))
+    }
+
+    /// Undoes [`add_rule`](Self::add_rule).
+    pub(super) async fn remove_rule(&self, slot: Slot, rule: Rule) -> Result<(), HostError> {
+        let gone = self.handle.rule().del(rule.message(slot)).execute().await;
+        tolerate(gone, libc::ENOENT).map_err(|e| failed(format!("remove the policy rule {rule}"), &e))
+    }
+
+    /// Makes the addresses that stand for destinations of datagrams local ones, for marked and unmarked sockets alike: a
+    /// mark would come too late for the first datagram. Nothing else on this host uses them.
+    pub(super) async fn add_blocks(&self, device: &Device, slot: Slot, ipv6: bool) -> Result<(), HostError> {
+        let ((four, len4), (six, len6)) = (slot.block4(), slot.block6());
+        let six = ipv6.then_some(IpNet::new_assert(six.into(), len6));
+        for net in [IpNet::new_assert(four.into(), len4)].into_iter().chain(six) {
+            let added = self.handle.route().add(route_in(device, slot, RT_TABLE_LOCAL, true, net)).execute().await;
+            added.map_err(|e| failed(format!("add the route to {net}"), &e))?;
         }
         Ok(())
     }
 
-    /// Makes the addresses of `net` local ones in the slot's table.
-    pub(super) async fn add_route(&self, device: &Device, slot: Slot, net: IpNet) -> Result<(), HostError> {
-        let added = self.handle.route().add(route(device, slot, net)).execute().await;
+    /// Leads the addresses of `net` to this host or to the device, as the table is.
+    pub(super) async fn add_route(
+        &self,
+        device: &Device,
+        slot: Slot,
+        table: Table,
+        net: IpNet,
+    ) -> Result<(), HostError> {
+        let added = self.handle.route().add(route(device, slot, table, net)).execute().await;
         added.map_err(|e| failed(format!("add the route to {net}"), &e))
     }
 
     /// Undoes [`add_route`](Self::add_route).
-    pub(super) async fn remove_route(&self, device: &Device, slot: Slot, net: IpNet) -> Result<(), HostError> {
-        let gone = self.handle.route().del(route(device, slot, net)).execute().await;
+    pub(super) async fn remove_route(
+        &self,
+        device: &Device,
+        slot: Slot,
+        table: Table,
+        net: IpNet,
+    ) -> Result<(), HostError> {
+        let gone = self.handle.route().del(route(device, slot, table, net)).execute().await;
         tolerate(gone, libc::ESRCH).map_err(|e| failed(format!("remove the route to {net}"), &e))
+    }
+
+    /// Whether the host itself has this address: no policy rule comes before its local table.
+    pub(super) async fn is_local(&self, ip: IpAddr) -> Result<bool, HostError> {
+        let question = match ip {
+            IpAddr::V4(four) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(four, 32).build(),
+            IpAddr::V6(six) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(six, 128).build(),
+        };
+        let mut answer = Box::pin(self.handle.route().get(question).execute());
+        // No route is an answer as well.
+        Ok(matches!(answer.next().await, Some(Ok(route)) if route.header.kind == RouteType::Local))
     }
 
     /// Removes the slot's device, also while somebody else has copies of its file.
@@ -152,37 +192,35 @@ impl Network {
     }
 }
 
-fn route(device: &Device, slot: Slot, net: IpNet) -> RouteMessage {
+fn route(device: &Device, slot: Slot, table: Table, net: IpNet) -> RouteMessage {
+    route_in(device, slot, table.id(slot), table.is_local(), net)
+}
+
+fn route_in(device: &Device, slot: Slot, table: u32, local: bool, net: IpNet) -> RouteMessage {
+    let (kind, scope) =
+        if local { (RouteType::Local, RouteScope::Host) } else { (RouteType::Unicast, RouteScope::Link) };
     match net {
         IpNet::V4(net) => RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())
-            // Without it the source would be the destination, and connections could meet themselves.
+            // Without it the source of a local route would be the destination, and connections could meet themselves.
             .pref_source(slot.ipv4())
-            .scope(RouteScope::Host)
-            .kind(RouteType::Local)
+            .scope(scope)
+            .kind(kind)
             .output_interface(device.index)
-            .table_id(slot.table())
+            .table_id(table)
             .build(),
         IpNet::V6(net) => RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(net.addr(), net.prefix_len())
             .pref_source(slot.ipv6())
-            .kind(RouteType::Local)
+            .kind(kind)
             .output_interface(device.index)
-            .table_id(slot.table())
+            .table_id(table)
             .build(),
     }
 }
 
 fn host_prefix(ip: IpAddr) -> u8 {
     if ip.is_ipv4() { 32 } else { 128 }
-}
-
-/// A rule that some run of ours for this slot has made.
-fn is_ours(rule: &RuleMessage, slot: Slot) -> bool {
-    let has = |attribute| rule.attributes.contains(&attribute);
-    has(RuleAttribute::Priority(slot.preference()))
-        && has(RuleAttribute::FwMark(mark::steer(slot)))
-        && has(RuleAttribute::FwMask(mark::RULE_MASK))
 }
 
 fn is(error: &ErrorMessage, errno: i32) -> bool {

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io,
     net::IpAddr,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -51,6 +51,11 @@ pub(super) struct MapFiles {
     pub(super) rules6: OwnedFd,
     pub(super) names4: OwnedFd,
     pub(super) names6: OwnedFd,
+    pub(super) virtual4: OwnedFd,
+    pub(super) virtual6: OwnedFd,
+    pub(super) real4: OwnedFd,
+    pub(super) real6: OwnedFd,
+    pub(super) targets: OwnedFd,
     pub(super) counters: OwnedFd,
 }
 
@@ -85,10 +90,10 @@ impl Ahead {
 }
 
 impl Programs {
-    /// Loads all programs for a slot whose device has the index `device`, and attaches the one that steers packets:
-    /// without rules it does nothing.
-    pub(super) fn load(slot: Slot, device: u32, ahead: Option<Ahead>) -> Result<Self, HostError> {
-        let mut bpf = object(slot, device, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
+    /// Loads all programs for a slot whose device has the index `device` and whose datagrams arrive at `port`, and
+    /// attaches the one that steers packets: without rules it does nothing.
+    pub(super) fn load(slot: Slot, device: u32, port: u16, ahead: Option<Ahead>) -> Result<Self, HostError> {
+        let mut bpf = object(slot, device, port, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
         let log = read_log(&mut bpf);
         for name in program::CGROUP {
             let hook: &mut CgroupSockAddr = get(&mut bpf, name)?;
@@ -129,11 +134,11 @@ impl Programs {
         hold.attach(listener).map_err(|e| failed("attach the filter to a listener", &e))
     }
 
-    /// Makes `listener` the one for its family.
-    pub(super) fn set_listener(&mut self, index: u32, listener: &socket2::Socket) -> Result<(), HostError> {
-        let map = self.bpf.map_mut(maps::LISTENERS).ok_or_else(|| missing(maps::LISTENERS))?;
-        let mut map = SockMap::try_from(map).map_err(|e| failed("open the listeners", &e))?;
-        map.set(index, listener, 0).map_err(|e| failed("register a listener", &e))
+    /// Makes `socket` the one that packets are handed to; `index` is one of [`maps`]'s, a bound UDP socket or a listener.
+    pub(super) fn set_socket(&mut self, index: u32, socket: &impl AsRawFd) -> Result<(), HostError> {
+        let map = self.bpf.map_mut(maps::SOCKETS).ok_or_else(|| missing(maps::SOCKETS))?;
+        let mut map = SockMap::try_from(map).map_err(|e| failed("open the map of sockets", &e))?;
+        map.set(index, socket, 0).map_err(|e| failed("register a socket", &e))
     }
 
     /// Adds or replaces a rule.
@@ -190,6 +195,11 @@ impl Programs {
             rules6: copy(self.rules6.map())?,
             names4: copy(self.names4.own.map())?,
             names6: copy(self.names6.own.map())?,
+            virtual4: named(maps::VIRTUAL4)?,
+            virtual6: named(maps::VIRTUAL6)?,
+            real4: named(maps::REAL4)?,
+            real6: named(maps::REAL6)?,
+            targets: named(maps::TARGETS)?,
             counters: named(maps::COUNTERS)?,
         })
     }
@@ -216,7 +226,7 @@ fn scope_path(scope: &Scope) -> Result<PathBuf, HostError> {
 }
 
 /// Loads the maps, and the programs as far as memory.
-fn object(slot: Slot, device: u32, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
+fn object(slot: Slot, device: u32, port: u16, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
@@ -227,6 +237,7 @@ fn object(slot: Slot, device: u32, loader: EbpfLoader<'static>) -> Result<Ebpf, 
         .override_global(maps::global::NETNS_COOKIE, &cookie, true)
         .override_global(maps::global::DEVICE, &device, true)
         .override_global(maps::global::SLOT, &index, true)
+        .override_global(maps::global::DATAGRAM_PORT, &port, true)
         .load(super::probe::programs().map_err(|why| HostError::Unsupported(why.into()))?)
         .map_err(|e| failed("load the kernel programs' maps", &e))
 }

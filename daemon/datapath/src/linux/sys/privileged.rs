@@ -12,12 +12,20 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// asm-generic/socket.h; the libc crate does not have it.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// Turns an open `/dev/net/tun` into the layer 3 device `name` (TUNSETIFF, networking/tuntap.rst). With `exclusive` the
-/// device must not exist yet.
+/// How to attach to a TUN device.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::linux) struct Tun {
+    /// The device must not exist yet.
+    pub(in crate::linux) exclusive: bool,
+    /// Packets begin with a `virtio_net_hdr`.
+    pub(in crate::linux) vnet_hdr: bool,
+}
+
+/// Turns an open `/dev/net/tun` into the layer 3 device `name` (TUNSETIFF, networking/tuntap.rst).
 ///
 /// # Errors
 /// What the kernel says; EBUSY when somebody else has the device.
-pub(in crate::linux) fn tun_attach(tun: &File, name: &str, exclusive: bool) -> io::Result<()> {
+pub(in crate::linux) fn tun_attach(tun: &File, name: &str, how: Tun) -> io::Result<()> {
     if name.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -26,10 +34,23 @@ pub(in crate::linux) fn tun_attach(tun: &File, name: &str, exclusive: bool) -> i
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | if exclusive { libc::IFF_TUN_EXCL } else { 0 };
+    let flags = libc::IFF_TUN
+        | libc::IFF_NO_PI
+        | if how.exclusive { libc::IFF_TUN_EXCL } else { 0 }
+        | if how.vnet_hdr { libc::IFF_VNET_HDR } else { 0 };
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: this request reads and writes one `ifreq`, which outlives the call.
     check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+}
+
+/// Lets an attached device hand over TCP segments of up to 64 KiB, their checksums not computed (TUNSETOFFLOAD).
+///
+/// # Errors
+/// What the kernel says.
+pub(in crate::linux) fn tun_offload(tun: &File) -> io::Result<()> {
+    let offload = libc::c_ulong::from(libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6);
+    // SAFETY: this request takes a number.
+    check(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, offload) })
 }
 
 /// Makes an attached device disappear with its last file (TUNSETPERSIST).

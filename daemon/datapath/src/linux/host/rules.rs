@@ -1,0 +1,145 @@
+//! The policy rules of a slot (ip-rule(8)): which packets look into which of its tables.
+//!
+//! Rules hang on nothing and outlive a process that is killed; over empty tables they do nothing, and the next start
+//! removes them.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use netlink_packet_route::{
+    AddressFamily, IpProtocol,
+    rule::{RuleAction, RuleAttribute, RuleHeader, RuleMessage, RulePortRange},
+};
+use tpx_ebpf_abi::{DNS_PORT, mark, slot::Slot};
+
+use super::desired::Table;
+
+/// One rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rule {
+    /// Packets of marked sockets.
+    Marked { ipv6: bool },
+    /// Packets from the device's own address.
+    Lingering { ipv6: bool },
+    /// Every packet.
+    Floor { ipv6: bool },
+    /// Questions to a name server.
+    Name { server: IpAddr, stream: bool },
+}
+
+impl Rule {
+    /// The rules that a road always has.
+    pub(super) fn standing(express: bool, ipv6: bool) -> Vec<Self> {
+        let families = [false, true].into_iter().filter(|v6| ipv6 || !v6);
+        let of = |ipv6| [Self::Marked { ipv6 }, Self::Lingering { ipv6 }, Self::Floor { ipv6 }];
+        families.flat_map(of).filter(|rule| express || !matches!(rule, Self::Marked { .. })).collect()
+    }
+
+    /// The rules for one name server.
+    pub(super) fn names(server: IpAddr) -> [Self; 2] {
+        [false, true].map(|stream| Self::Name { server, stream })
+    }
+
+    /// As netlink wants it.
+    pub(super) fn message(self, slot: Slot) -> RuleMessage {
+        let (table, preference, ipv6) = self.place(slot);
+        let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        let mut message = RuleMessage::default();
+        message.header = RuleHeader { family, action: RuleAction::ToTable, ..RuleHeader::default() };
+        message.attributes = vec![RuleAttribute::Table(table.id(slot)), RuleAttribute::Priority(preference)];
+        match self {
+            Self::Marked { .. } => message
+                .attributes
+                .extend([RuleAttribute::FwMark(mark::steer(slot)), RuleAttribute::FwMask(mark::RULE_MASK)]),
+            Self::Lingering { ipv6 } => {
+                let own = if ipv6 { slot.ipv6().into() } else { IpAddr::from(slot.ipv4()) };
+                message.header.src_len = bits(own);
+                message.attributes.push(RuleAttribute::Source(own));
+            }
+            Self::Floor { .. } => {}
+            Self::Name { server, stream } => {
+                message.header.dst_len = bits(server);
+                message.attributes.extend([
+                    RuleAttribute::Destination(server),
+                    RuleAttribute::IpProtocol(if stream { IpProtocol::Tcp } else { IpProtocol::Udp }),
+                    RuleAttribute::DestinationPortRange(RulePortRange { start: DNS_PORT, end: DNS_PORT }),
+                ]);
+            }
+        }
+        message
+    }
+
+    fn place(self, slot: Slot) -> (Table, u32, bool) {
+        match self {
+            Self::Marked { ipv6 } => (Table::Marked, slot.preference(), ipv6),
+            Self::Lingering { ipv6 } => (Table::Lingering, slot.lingering_preference(), ipv6),
+            Self::Floor { ipv6 } => (Table::Floor, slot.floor_preference(), ipv6),
+            Self::Name { server, .. } => (Table::Names, slot.names_preference(), server.is_ipv6()),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Marked { .. } => f.write_str("for marked packets"),
+            Self::Lingering { .. } => f.write_str("for packets from the device's address"),
+            Self::Floor { .. } => f.write_str("of the floor"),
+            Self::Name { server, .. } => write!(f, "for the name server {server}"),
+        }
+    }
+}
+
+fn bits(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { 32 } else { 128 }
+}
+
+/// A rule that some run of ours for this slot has made: it leads to one of the slot's tables, from where only tpx puts it.
+pub(super) fn is_ours(rule: &RuleMessage, slot: Slot) -> bool {
+    let any = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+    let kinds = [
+        Rule::Marked { ipv6: false },
+        Rule::Lingering { ipv6: false },
+        Rule::Floor { ipv6: false },
+        Rule::Name { server: any, stream: false },
+    ];
+    rule.header.action == RuleAction::ToTable
+        && kinds.iter().any(|kind| {
+            let (table, preference, _) = kind.place(slot);
+            rule.attributes.contains(&RuleAttribute::Table(table.id(slot)))
+                && rule.attributes.contains(&RuleAttribute::Priority(preference))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every(slot: Slot) -> Vec<RuleMessage> {
+        let servers = ["192.0.2.53", "2001:db8::53"].map(|s| Rule::names(s.parse().unwrap()));
+        Rule::standing(true, true).into_iter().chain(servers.concat()).map(|rule| rule.message(slot)).collect()
+    }
+
+    #[test]
+    fn every_rule_is_recognised_in_its_own_slot_only() {
+        let (first, second) = (Slot::FIRST, Slot::new(1).unwrap());
+        assert_eq!(every(first).len(), 10);
+        assert!(every(first).iter().all(|rule| is_ours(rule, first) && !is_ours(rule, second)));
+    }
+
+    #[test]
+    fn rules_of_others_are_not_ours() {
+        let mut rule = Rule::Floor { ipv6: false }.message(Slot::FIRST);
+        rule.attributes = vec![RuleAttribute::Table(51820), RuleAttribute::Priority(Slot::FIRST.floor_preference())];
+        assert!(!is_ours(&rule, Slot::FIRST));
+        rule.attributes = vec![RuleAttribute::Table(Slot::FIRST.floor_table()), RuleAttribute::Priority(32765)];
+        assert!(!is_ours(&rule, Slot::FIRST));
+    }
+
+    #[test]
+    fn without_the_express_lane_nothing_looks_at_marks() {
+        assert_eq!(Rule::standing(false, false), [Rule::Lingering { ipv6: false }, Rule::Floor { ipv6: false }]);
+    }
+}
