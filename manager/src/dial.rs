@@ -17,23 +17,30 @@ const LOOKUP: Duration = Duration::from_secs(15);
 /// # Errors
 /// Why not, as the laptop should hear it.
 pub async fn dial(target: &Target) -> Result<TcpStream, Refusal> {
-    if let Some(address) = target.address() {
-        return connect(address).await.map_err(|error| refusal(&error));
-    }
-    let lookup = tokio::net::lookup_host((target.name().unwrap_or_default(), target.port()));
-    let addresses = match timeout(LOOKUP, lookup).await {
-        Ok(Ok(addresses)) => addresses,
-        Ok(Err(_)) => return Err(Refusal::Name),
-        Err(_) => return Err(Refusal::Dial(DialFailure::TimedOut)),
-    };
     let mut last = Refusal::Name;
-    for address in addresses {
+    for address in addresses(target).await? {
         match connect(address).await {
             Ok(socket) => return Ok(socket),
             Err(error) => last = refusal(&error),
         }
     }
     Err(last)
+}
+
+/// Where `target` is: its address, or all that its name has.
+///
+/// # Errors
+/// Why the name could not be looked up.
+pub(crate) async fn addresses(target: &Target) -> Result<Vec<SocketAddr>, Refusal> {
+    if let Some(address) = target.address() {
+        return Ok(vec![address]);
+    }
+    let lookup = tokio::net::lookup_host((target.name().unwrap_or_default(), target.port()));
+    match timeout(LOOKUP, lookup).await {
+        Ok(Ok(addresses)) => Ok(addresses.collect()),
+        Ok(Err(_)) => Err(Refusal::Name),
+        Err(_) => Err(Refusal::Dial(DialFailure::TimedOut)),
+    }
 }
 
 async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
@@ -43,8 +50,14 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-fn refusal(error: &io::Error) -> Refusal {
-    let failure = match error.raw_os_error() {
+/// What the laptop should hear of it.
+pub(crate) fn refusal(error: &io::Error) -> Refusal {
+    Refusal::Dial(failure(error))
+}
+
+/// What an error of the kernel's means for a dial.
+pub(crate) fn failure(error: &io::Error) -> DialFailure {
+    match error.raw_os_error() {
         // A reset in the middle of the handshake is a refusal as well.
         Some(libc::ECONNREFUSED | libc::ECONNRESET) => DialFailure::Refused,
         Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => DialFailure::HostUnreachable,
@@ -59,8 +72,7 @@ fn refusal(error: &io::Error) -> Refusal {
             tracing::warn!(%error, "a dial failed here, not there");
             DialFailure::Tunnel
         }
-    };
-    Refusal::Dial(failure)
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,11 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+mod datagrams;
 pub mod dial;
+mod errqueue;
 pub mod facts;
+mod ping;
 pub mod resolve;
 pub mod sessions;
 pub mod state;
@@ -19,7 +22,7 @@ use tonic::body::Body;
 use tpx_api::proto::manager_server::ManagerServer;
 use tpx_link::{Settings, server};
 
-use self::{control::Control, streams::Streams};
+use self::{control::Control, state::idle::Limits, streams::Streams};
 
 /// How long open streams may go on after the manager was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -31,10 +34,10 @@ pub fn settings() -> Settings {
     Settings { heartbeat: Duration::from_secs(15), patience: Duration::from_secs(15), ..Settings::default() }
 }
 
-/// Serves laptops until `stop`, then lets open streams end for a few seconds.
-pub async fn serve(listener: TcpListener, control: Control, stop: CancellationToken) {
+/// Serves laptops until `stop`, then lets open streams end for a few seconds. UDP associations end by `limits`.
+pub async fn serve(listener: TcpListener, control: Control, limits: Limits, stop: CancellationToken) {
     let sessions = Arc::clone(control.sessions());
-    let handler = Arc::new(Streams::new(Arc::clone(&sessions)));
+    let handler = Arc::new(Streams::new(Arc::clone(&sessions), limits));
     let service = ManagerServer::new(control).max_decoding_message_size(128 << 10);
     let settings = Arc::new(settings());
     let sweeper = tokio::spawn(Arc::clone(&sessions).sweep());

@@ -17,6 +17,7 @@ use tpx_manager::{
     resolve::{ResolvConf, Resolver},
     serve,
     sessions::Sessions,
+    state::idle::Limits,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -63,7 +64,7 @@ async fn run() -> anyhow::Result<()> {
         // A kernel without IPv6.
         Err(_) => TcpListener::bind(("0.0.0.0", MANAGER_PORT)).await.context("listening")?,
     };
-    serve(listener, Control::new(Arc::new(Sessions::default()), facts, resolver), stop).await;
+    serve(listener, Control::new(Arc::new(Sessions::default()), facts, resolver), Limits::default(), stop).await;
     watching.abort();
     tracing::info!("stopped");
     Ok(())

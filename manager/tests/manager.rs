@@ -1,73 +1,22 @@
 //! The manager in this process, spoken to as a laptop does.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod harness;
+
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::watch,
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use tpx_api::{
-    Facts, VERSION,
-    proto::{self, manager_client::ManagerClient},
-};
+use tpx_api::{Facts, VERSION, proto};
 use tpx_core::dial::DialFailure;
-use tpx_link::{
-    Settings, Stream, Target,
-    carrier::Connector,
-    lane::{Control as ControlLane, Lane, control},
-    stream::StreamError,
-};
-use tpx_manager::{control::Control, resolve::Resolver, serve, sessions::Sessions, state::sessions::LEASE};
+use tpx_link::{Stream, Target, stream::StreamError};
+use tpx_manager::state::sessions::LEASE;
 
-struct Running {
-    address: SocketAddr,
-    sessions: Arc<Sessions>,
-    facts: watch::Sender<Option<Facts>>,
-    stop: CancellationToken,
-    served: tokio::task::JoinHandle<()>,
-}
-
-impl Running {
-    async fn start() -> Self {
-        Self::with_name_servers(Vec::new()).await
-    }
-
-    async fn with_name_servers(servers: Vec<SocketAddr>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (facts, seen) = watch::channel(None);
-        let (sessions, stop) = (Arc::new(Sessions::default()), CancellationToken::new());
-        let service = Control::new(Arc::clone(&sessions), seen, Resolver::new(servers));
-        let served = tokio::spawn(serve(listener, service, stop.clone()));
-        Self { address, sessions, facts, stop, served }
-    }
-
-    async fn client(&self) -> ManagerClient<ControlLane> {
-        let carrier = self.address.connect().await.unwrap();
-        ManagerClient::new(control(carrier, &Settings::default()).await.unwrap())
-    }
-
-    async fn lane(&self) -> Lane {
-        Lane::open(self.address.connect().await.unwrap(), &Settings::default()).await.unwrap()
-    }
-}
-
-fn arrive() -> proto::ArriveRequest {
-    proto::ArriveRequest { version: VERSION.into(), user: "dev@laptop".into(), namespace: "default".into() }
-}
-
-async fn session(client: &mut ManagerClient<ControlLane>) -> String {
-    client.arrive(arrive()).await.unwrap().into_inner().session_id
-}
+use self::harness::{Running, arrive, session};
 
 /// A target that echoes.
 async fn echo() -> Target {

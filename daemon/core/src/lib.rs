@@ -8,6 +8,8 @@ pub mod cidr;
 pub mod config;
 pub mod dial;
 pub mod dns;
+pub mod explain;
 pub mod plan;
 pub mod subnets;
 pub mod syngate;
+pub mod vnat;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 mod check;
 
 pub use check::PlanError;
-pub(crate) use check::may_be_steered;
+pub(crate) use check::{may_be_steered, reserved};
 
 /// Which processes see the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

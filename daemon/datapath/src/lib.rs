@@ -5,10 +5,13 @@ mod flow;
 mod host;
 #[cfg(target_os = "linux")]
 pub mod linux;
+pub mod macos;
 mod maps;
 mod packet;
 #[cfg(target_os = "linux")]
 pub mod remote;
+pub mod routed;
+pub mod windows;
 
 pub use flow::{Arrival, DatagramFlow, DatagramReturn, Echo, EchoFlow, EchoReturn, FlowSource, FlowStream, Knock};
 pub use host::{Host, HostError};

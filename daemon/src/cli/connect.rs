@@ -47,7 +47,7 @@ pub(crate) fn run(out: &Output, name: &str, file: UserFile, args: ConnectArgs) -
         mapped_namespaces: args.mapped_namespaces,
         manager_namespace: args.kube.manager_namespace,
         rootd_socket: args.rootd_socket,
-        settings,
+        settings: Box::new(settings),
     };
     let status = match client.ask(&Request::Connect(params), &mut |step| progress.step(step))? {
         Reply::Status(status) => *status,

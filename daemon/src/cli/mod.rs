@@ -103,6 +103,13 @@ enum Command {
     Userd,
 }
 
+impl Command {
+    /// Whether the configuration decides what it does.
+    fn follows_config(&self) -> bool {
+        matches!(self, Command::Connect(_) | Command::Config { .. })
+    }
+}
+
 /// Flags of `tpx connect`.
 #[derive(Args)]
 pub(crate) struct ConnectArgs {
@@ -189,8 +196,14 @@ fn run(cli: Cli, out: &output::Output) -> Result<ExitCode, Failure> {
     if matches!(cli.command, Command::Userd) {
         return crate::userd::main(&name);
     }
-    // Before anything else, so that a typo in it leaves nothing behind.
-    let file = UserFile::load(config.as_deref())?;
+    // Before anything else, so that a typo in it leaves nothing behind. What does not follow it, as `tpx quit`, goes on.
+    let file = match UserFile::load(config.as_deref()) {
+        Err(failure) if !cli.command.follows_config() => {
+            out.warning(&failure);
+            UserFile::nothing()
+        }
+        loaded => loaded?,
+    };
     log(Config::from(file.layer.clone()).log_cli.value);
     match cli.command {
         Command::Connect(args) => connect::run(out, &name, file, args),

@@ -43,6 +43,12 @@ impl Output {
         }
     }
 
+    /// Prints on stderr what is wrong but in nobody's way.
+    pub(crate) fn warning(&self, failure: &Failure) {
+        let (yellow, plain) = if std::io::stderr().is_terminal() { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };
+        let _ = writeln!(std::io::stderr(), "{yellow}warning:{plain} {failure}");
+    }
+
     /// Starts showing progress: a spinner on a terminal, else one line a step.
     pub(crate) fn progress(&self) -> Progress {
         if self.format == Format::Text && std::io::stderr().is_terminal() {

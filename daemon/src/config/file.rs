@@ -22,6 +22,11 @@ pub(crate) struct UserFile {
 }
 
 impl UserFile {
+    /// No file.
+    pub(crate) fn nothing() -> Self {
+        Self { path: None, layer: Partial::default() }
+    }
+
     /// Reads the file that `given` names, else the one at its usual place, which may be missing.
     ///
     /// # Errors
@@ -29,7 +34,7 @@ impl UserFile {
     pub(crate) fn load(given: Option<&Path>) -> Result<Self, Failure> {
         let usual = || usual_path(|name| std::env::var_os(name).filter(|value| !value.is_empty()));
         let Some(path) = given.map(Path::to_path_buf).or_else(usual) else {
-            return Ok(Self { path: None, layer: Partial::default() });
+            return Ok(Self::nothing());
         };
         let layer = match read(&path) {
             Ok(text) => Partial::parse(&text, &Origin::file(&path.display().to_string()))?,

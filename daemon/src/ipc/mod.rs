@@ -52,7 +52,7 @@ pub(crate) struct ConnectParams {
     /// The privileged daemon's socket.
     pub rootd_socket: PathBuf,
     /// What flags and the user's file set, the flags over the file. What kubeconfig and the cluster set lies below.
-    pub settings: Partial,
+    pub settings: Box<Partial>,
 }
 
 /// One line of an answer.

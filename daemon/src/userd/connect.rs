@@ -50,7 +50,7 @@ pub(crate) async fn connect(
     let cluster = Cluster::load(params.kubeconfig.as_deref(), params.context.as_deref()).await?;
     let namespace = params.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
 
-    let config = config::merged(params.settings.clone(), cluster.settings.clone(), None)?;
+    let config = config::merged((*params.settings).clone(), cluster.settings.clone(), None)?;
 
     // Privilege first: it needs no network, and without it nothing else matters.
     let mut host = RemoteHost::connect(&params.rootd_socket).await.map_err(|e| no_rootd(&e))?;
@@ -110,9 +110,10 @@ pub(crate) async fn connect(
         return Err(Failure::internal("the privileged daemon handed no express lane over"));
     };
     let maps = Maps::of(&files).map_err(internal)?;
-    let ExpressFiles { listeners, raws, syns, held, bypass, .. } = files;
+    let ExpressFiles { listeners, raws, syns, held, bypass, datagrams, targets, .. } = files;
     let bypass = Bypass::new(bypass).map_err(internal)?;
-    let express = ExpressLane::new(ExpressParts { listeners, raws, syns, held }).map_err(internal)?;
+    let parts = ExpressParts { listeners, raws, syns, held, datagrams, targets };
+    let express = ExpressLane::new(parts).map_err(internal)?;
 
     let lanes = Lanes::keep(lane, Arc::clone(&road) as Arc<dyn Connector>);
     let session = Session::keep(open, visitor, Arc::clone(&road) as Arc<dyn Connector>);

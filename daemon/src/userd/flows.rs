@@ -1,16 +1,24 @@
 //! Carries flows: asks the cluster for each held connection, then lets it in or turns it away.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use tokio::{sync::watch, task::JoinSet};
 use tpx_core::dial::DialFailure;
 use tpx_datapath::{Arrival, FlowSource, FlowStream, Knock};
-use tpx_link::{Target, relay::relay};
+use tpx_link::{lane::Lane, relay::relay};
 
-use super::{lanes::Lanes, status::Flows};
+use super::{
+    addresses::Addresses,
+    datagrams::{carry_datagrams, carry_echoes, refuse_echoes},
+    lanes::Lanes,
+    status::Flows,
+};
 
 /// Counters of one connection's flows.
 #[derive(Default)]
@@ -22,7 +30,27 @@ pub(crate) struct FlowCounters {
     bytes_down: AtomicU64,
 }
 
+/// A flow that is being carried; counted until it is dropped.
+struct Open<'a>(&'a FlowCounters);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
 impl FlowCounters {
+    fn open(&self) -> Open<'_> {
+        self.opened.fetch_add(1, Relaxed);
+        self.open.fetch_add(1, Relaxed);
+        Open(self)
+    }
+
+    fn moved(&self, up: u64, down: u64) {
+        self.bytes_up.fetch_add(up, Relaxed);
+        self.bytes_down.fetch_add(down, Relaxed);
+    }
+
     /// Their values now.
     pub(crate) fn read(&self) -> Flows {
         Flows {
@@ -42,6 +70,8 @@ pub(crate) struct Carrying {
     pub lanes: Lanes,
     /// The session's id, which changes when the manager had to be asked for another one.
     pub session: watch::Receiver<String>,
+    /// Where flows to virtual addresses lead.
+    pub addresses: Addresses,
     /// Where to count.
     pub counters: Arc<FlowCounters>,
 }
@@ -51,9 +81,8 @@ pub(crate) async fn carry_all(mut source: impl FlowSource, carrying: Carrying) {
     let mut flows = JoinSet::new();
     loop {
         tokio::select! {
-            knock = source.next() => match knock {
-                Some(Arrival::Connection(knock)) => { flows.spawn(carry(knock, carrying.clone())); }
-                Some(Arrival::Datagrams(_) | Arrival::Echo(_)) => {}
+            arrival = source.next() => match arrival {
+                Some(arrival) => { flows.spawn(carry(arrival, carrying.clone())); }
                 None => return,
             },
             Some(_) = flows.join_next() => {}
@@ -61,16 +90,35 @@ pub(crate) async fn carry_all(mut source: impl FlowSource, carrying: Carrying) {
     }
 }
 
-async fn carry(knock: Box<dyn Knock>, carrying: Carrying) {
-    let (source, destination) = (knock.source(), knock.destination());
-    let counters = &carrying.counters;
-    let dialled = match carrying.lanes.lane().await {
-        Some(lane) => {
-            let session = carrying.session.borrow().clone();
-            lane.connect(&Target::from(destination), &session).await
+async fn carry(arrival: Arrival, carrying: Carrying) {
+    match arrival {
+        Arrival::Connection(knock) => carry_connection(knock, carrying).await,
+        Arrival::Datagrams(flow) => {
+            let (lane, target) = match carrying.road_to(flow.destination).await {
+                Ok(found) => found,
+                Err(why) => return flow.back.unreachable(why),
+            };
+            let _open = carrying.counters.open();
+            let moved = carry_datagrams(flow, lane, &target.into(), &carrying.session()).await;
+            carrying.counters.moved(moved.up, moved.down);
         }
-        None => Err(DialFailure::Tunnel),
+        Arrival::Echo(flow) => {
+            if let Ok((lane, target)) = carrying.road_to(SocketAddr::new(flow.destination, 0)).await {
+                carry_echoes(flow, lane, target.ip(), &carrying.session()).await;
+            } else {
+                refuse_echoes(flow).await;
+            }
+        }
+    }
+}
+
+async fn carry_connection(knock: Box<dyn Knock>, carrying: Carrying) {
+    let (source, destination) = (knock.source(), knock.destination());
+    let dialled = match carrying.road_to(destination).await {
+        Ok((lane, target)) => lane.connect(&target.into(), &carrying.session()).await,
+        Err(why) => Err(why),
     };
+    let counters = &carrying.counters;
     let stream = match dialled {
         Ok(stream) => stream,
         Err(why) => {
@@ -79,15 +127,27 @@ async fn carry(knock: Box<dyn Knock>, carrying: Carrying) {
             return knock.refuse(why);
         }
     };
-    let tcp = match knock.release().await {
-        Ok(FlowStream::Socket(tcp)) => tcp,
+    let own = match knock.release().await {
+        Ok(own) => own,
         Err(e) => return tracing::debug!("{source} -> {destination}: {e}"),
     };
-    counters.opened.fetch_add(1, Relaxed);
-    counters.open.fetch_add(1, Relaxed);
-    let transferred = relay(tcp, stream).await;
-    counters.open.fetch_sub(1, Relaxed);
-    counters.bytes_up.fetch_add(transferred.up, Relaxed);
-    counters.bytes_down.fetch_add(transferred.down, Relaxed);
+    let _open = counters.open();
+    let transferred = match own {
+        FlowStream::Socket(tcp) => relay(tcp, stream).await,
+    };
+    counters.moved(transferred.up, transferred.down);
     tracing::debug!("{source} -> {destination}: {transferred:?}");
+}
+
+impl Carrying {
+    /// The lane, and where on it a flow to `destination` leads.
+    async fn road_to(&self, destination: SocketAddr) -> Result<(Lane, SocketAddr), DialFailure> {
+        let target = self.addresses.target(destination)?;
+        let lane = self.lanes.lane().await.ok_or(DialFailure::Tunnel)?;
+        Ok((lane, target))
+    }
+
+    fn session(&self) -> String {
+        self.session.borrow().clone()
+    }
 }

@@ -111,7 +111,7 @@ async fn until_connected(bound: &Bound, name: &str) -> Result<Outcome> {
         let (request, mut exchange) = next.context("accept on the socket")?;
         match request {
             Request::Connect(params) => {
-                logging::set(Config::from(params.settings.clone()).log_user_daemon.value);
+                logging::set(Config::from((*params.settings).clone()).log_user_daemon.value);
                 return Ok(connect_for(bound, name, params, exchange).await);
             }
             Request::Quit => {

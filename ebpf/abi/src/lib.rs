@@ -13,10 +13,10 @@ pub mod mark;
 mod rule;
 pub mod slot;
 mod syn;
-mod target;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya::Pod is an unsafe marker trait")]
 mod sys;
+mod target;
 
 pub use counter::Counter;
 pub use decide::{DNS_PORT, Kind, Road, decide, is_connection_request, is_v4_mapped, v4_in, v4_mapped};

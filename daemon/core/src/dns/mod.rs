@@ -6,6 +6,7 @@
 //! cluster's is never shown to the original servers, also when the cluster does not know it.
 
 mod cache;
+mod link;
 mod message;
 mod name;
 mod policy;
@@ -13,6 +14,7 @@ mod resolv_conf;
 mod reverse;
 
 pub use cache::Cache;
+pub use link::LinkDomains;
 pub use message::{Header, Opcode, Question, QuestionError, RecordType};
 pub use name::{Name, NameError};
 pub use policy::{Decision, PolicyConfig, decide};

@@ -43,7 +43,7 @@ impl PolicyConfig {
         }
     }
 
-    fn domain(&self) -> Cow<'_, Name> {
+    pub(super) fn domain(&self) -> Cow<'_, Name> {
         if self.cluster_domain.is_empty() {
             Cow::Owned(Name::from_labels(["cluster", "local"]).unwrap_or_default())
         } else {

@@ -185,7 +185,7 @@ pub(crate) fn may_be_steered(net: &IpNet) -> Result<(), PlanError> {
 }
 
 /// The reserved range that shares an address with `net`.
-fn reserved(net: &IpNet) -> Option<(&'static str, IpNet)> {
+pub(crate) fn reserved(net: &IpNet) -> Option<(&'static str, IpNet)> {
     let four = RESERVED4.iter().map(|(what, r)| (*what, IpNet::V4(*r)));
     let six = RESERVED6.iter().map(|(what, r)| (*what, IpNet::V6(*r)));
     four.chain(six).find(|(_, r)| r.contains(net) || net.contains(r))

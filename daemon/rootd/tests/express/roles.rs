@@ -100,6 +100,8 @@ async fn serve(socket: &Path, cgroup: &Path) -> Result<()> {
         raws: express.raws,
         syns: express.syns,
         held: express.held,
+        datagrams: express.datagrams,
+        targets: express.targets,
     })?;
     let gauge = lane.gauge();
     let closed = host.closed();

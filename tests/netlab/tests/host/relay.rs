@@ -18,9 +18,9 @@ use tokio::{
 };
 use tpx_core::{dial::DialFailure, plan::Plan};
 use tpx_datapath::{
-    Arrival, FlowSource as _, FlowStream, Host as _, HostError, Knock,
+    Arrival, DatagramFlow, FlowSource as _, FlowStream, Host as _, HostError, Knock, MapsDump,
     linux::{
-        Bypass, DnsSockets, ExpressFiles, Handover, LinuxHost, Maps, Slot,
+        Bypass, DnsSockets, ExpressFiles, Handover, LinuxHost, Maps, Slot, Translations,
         express::{ExpressLane, ExpressParts},
     },
 };
@@ -35,12 +35,17 @@ pub(crate) const UNREACHABLE: u16 = 82;
 /// Says nothing.
 pub(crate) const SILENT: u16 = 84;
 
+/// Takes small datagrams only.
+pub(crate) const TOO_BIG: u16 = 85;
+
 /// An applied plan with the lane behind it.
 pub(crate) struct Relay {
     pub(crate) host: LinuxHost,
     pub(crate) bypass: Bypass,
+    pub(crate) translations: Translations,
     maps: Maps,
     knocks: Arc<AtomicUsize>,
+    associations: Arc<AtomicUsize>,
     device: OwnedFd,
     lane: JoinSet<()>,
 }
@@ -79,22 +84,32 @@ impl Relay {
         let Handover { device, express, dns, .. } = handover;
         let express = express.context("no express lane")?;
         let maps = Maps::of(&express)?;
-        let ExpressFiles { listeners, raws, syns, held, bypass, .. } = express;
-        let mut source = ExpressLane::new(ExpressParts { listeners, raws, syns, held })?;
+        let translations = Translations::of(&express)?;
+        let ExpressFiles { listeners, raws, syns, held, bypass, datagrams, targets, .. } = express;
+        let mut source = ExpressLane::new(ExpressParts { listeners, raws, syns, held, datagrams, targets })?;
         let mut lane = JoinSet::new();
-        let knocks = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&knocks);
+        let (knocks, associations) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counted = (Arc::clone(&knocks), Arc::clone(&associations));
         lane.spawn(async move {
             let mut flows = JoinSet::new();
-            while let Some(Arrival::Connection(knock)) = source.next().await {
-                counted.fetch_add(1, Ordering::Relaxed);
-                flows.spawn(answer(knock));
+            while let Some(arrival) = source.next().await {
+                match arrival {
+                    Arrival::Connection(knock) => {
+                        counted.0.fetch_add(1, Ordering::Relaxed);
+                        flows.spawn(answer(knock));
+                    }
+                    Arrival::Datagrams(flow) => {
+                        counted.1.fetch_add(1, Ordering::Relaxed);
+                        flows.spawn(answer_datagrams(flow));
+                    }
+                    Arrival::Echo(_) => {}
+                }
             }
         });
         for sockets in dns {
             serve_names(&mut lane, sockets)?;
         }
-        Ok(Self { host, bypass: Bypass::new(bypass)?, maps, knocks, device, lane })
+        Ok(Self { host, bypass: Bypass::new(bypass)?, translations, maps, knocks, associations, device, lane })
     }
 
     /// Applies another plan; the lane goes on with the files it has.
@@ -116,6 +131,16 @@ impl Relay {
     /// Attempts that reached the lane's owner.
     pub(crate) fn knocks(&self) -> usize {
         self.knocks.load(Ordering::Relaxed)
+    }
+
+    /// UDP associations that reached the lane's owner.
+    pub(crate) fn associations(&self) -> usize {
+        self.associations.load(Ordering::Relaxed)
+    }
+
+    /// What the maps hold.
+    pub(crate) fn dump(&self) -> Result<MapsDump> {
+        Ok(self.maps.dump()?)
     }
 
     /// Prefixes in the rules' maps.
@@ -145,6 +170,22 @@ async fn answer(knock: Box<dyn Knock>) {
             if let Ok(FlowStream::Socket(stream)) = knock.release().await {
                 let _ = echo(stream).await;
             }
+        }
+    }
+}
+
+/// Datagrams of more than this do not fit, IP header included.
+pub(crate) const NARROW: u32 = 1280;
+
+/// Answers each datagram with its destination, a space and the datagram itself.
+async fn answer_datagrams(mut flow: DatagramFlow) {
+    while let Some(payload) = flow.incoming.recv().await {
+        match flow.destination.port() {
+            REFUSED => flow.back.unreachable(DialFailure::Refused),
+            UNREACHABLE => flow.back.unreachable(DialFailure::HostUnreachable),
+            SILENT => {}
+            TOO_BIG if payload.len() as u32 > NARROW - 28 => flow.back.too_big(NARROW),
+            _ => flow.back.send(&[format!("{} ", flow.destination).as_bytes(), &payload].concat()),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -11,7 +11,6 @@ use std::{
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{SockAddr, Socket};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, oneshot},
@@ -23,6 +22,7 @@ use tpx_core::{
 };
 use tpx_ebpf_abi::{Flow, v4_mapped};
 
+use super::raw::Raws;
 use crate::packet::Syn;
 
 /// How long to wait for `accept()` before looking at the deadlines again.
@@ -31,7 +31,7 @@ const CATCH_UP: Duration = Duration::from_millis(50);
 /// The gate and everything that its decisions touch.
 pub(super) struct Gate {
     inner: Mutex<Inner>,
-    raws: [Socket; 2],
+    raws: Arc<Raws>,
     listeners: [Arc<TcpListener>; 2],
     /// The moment that the gate's times count from.
     start: Instant,
@@ -57,19 +57,13 @@ impl Gate {
     pub(super) fn new(
         limits: Limits,
         listeners: [Arc<TcpListener>; 2],
-        raws: [OwnedFd; 2],
+        raws: Arc<Raws>,
         held: OwnedFd,
     ) -> io::Result<Self> {
         let map = MapData::from_fd(held).and_then(Map::from_map_data).map_err(io::Error::other)?;
         let held = map.try_into().map_err(|e: MapError| io::Error::other(e))?;
         let inner = Inner { machine: SynGate::new(limits), held, released: BTreeMap::new(), armed: None };
-        Ok(Self {
-            inner: Mutex::new(inner),
-            raws: raws.map(Socket::from),
-            listeners,
-            start: Instant::now(),
-            earlier: Notify::new(),
-        })
+        Ok(Self { inner: Mutex::new(inner), raws, listeners, start: Instant::now(), earlier: Notify::new() })
     }
 
     /// A SYN came through the ring buffer. True: it is a new attempt, announce it.
@@ -202,20 +196,12 @@ impl Gate {
 
     /// Lost packets heal: a released SYN is sent again by the clock, a refusal when the application repeats its SYN.
     fn send(&self, syn: &Syn) {
-        self.emit(syn.bytes(), syn.to());
+        self.raws.emit(syn.bytes(), syn.to());
     }
 
     fn refuse(&self, syn: &Syn, why: DialFailure) {
         if let Some(packet) = syn.refusal(why) {
-            self.emit(&packet, syn.back());
-        }
-    }
-
-    fn emit(&self, packet: &[u8], to: IpAddr) {
-        let raw = &self.raws[usize::from(to.is_ipv6())];
-        // Raw sockets know no ports.
-        if let Err(e) = raw.send_to(packet, &SockAddr::from(SocketAddr::new(to, 0))) {
-            tracing::debug!("raw packet to {to}: {e}");
+            self.raws.emit(&packet, syn.back());
         }
     }
 }

@@ -1,9 +1,12 @@
-//! The unprivileged half of the express lane: connections that the kernel steered here.
+//! The unprivileged half of the express lane: connections and datagrams that the kernel steered here.
 //!
-//! One task reads held SYNs and watches the clock, one for each listener accepts. What is decided about a SYN is
-//! `tpx_core::syngate`; this module only carries it out.
+//! One task reads held SYNs and watches the clock, one for each listener accepts, one for each UDP socket receives. What is
+//! decided about a SYN is `tpx_core::syngate`; this module only carries it out.
 
+mod associations;
+mod datagrams;
 mod gate;
+mod raw;
 
 use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
@@ -23,9 +26,9 @@ use tpx_core::{
 };
 use tpx_ebpf_abi::HeldSyn;
 
-use self::gate::Gate;
+use self::{gate::Gate, raw::Raws};
 use super::sys;
-use crate::{Arrival, FlowSource, FlowStream, Knock, packet::Syn};
+use crate::{Arrival, DatagramFlow, FlowSource, FlowStream, Knock, packet::Syn};
 
 /// Most SYNs read in one go, so that other tasks have their turn.
 const BATCH: usize = 256;
@@ -43,11 +46,16 @@ pub struct ExpressParts {
     pub syns: OwnedFd,
     /// Map of flows and verdicts.
     pub held: OwnedFd,
+    /// UDP sockets for IPv4 and IPv6.
+    pub datagrams: [OwnedFd; 2],
+    /// Map of indices and the destinations of datagrams.
+    pub targets: OwnedFd,
 }
 
 /// The road that yields connections steered by the kernel.
 pub struct ExpressLane {
     knocks: mpsc::Receiver<HeldKnock>,
+    datagrams: mpsc::Receiver<DatagramFlow>,
     gate: Arc<Gate>,
     /// They end with the lane.
     _tasks: JoinSet<()>,
@@ -74,13 +82,15 @@ impl ExpressLane {
         let (announce, knocks) = mpsc::channel(limits.open.max(1));
         let [v4, v6] = parts.listeners;
         let listeners = [listener(v4)?, listener(v6)?];
-        let gate = Arc::new(Gate::new(limits, listeners.clone(), parts.raws, parts.held)?);
+        let raws = Arc::new(Raws::new(parts.raws));
         let mut tasks = JoinSet::new();
+        let datagrams = datagrams::start(parts.datagrams, &parts.targets, &raws, &mut tasks)?;
+        let gate = Arc::new(Gate::new(limits, listeners.clone(), raws, parts.held)?);
         for listener in listeners {
             tasks.spawn(accept(listener, Arc::clone(&gate)));
         }
         tasks.spawn(read(ring, Arc::clone(&gate), announce));
-        Ok(Self { knocks, gate, _tasks: tasks })
+        Ok(Self { knocks, datagrams, gate, _tasks: tasks })
     }
 
     /// A handle to look at the lane with, wherever the lane itself goes.
@@ -93,8 +103,10 @@ impl ExpressLane {
 #[async_trait]
 impl FlowSource for ExpressLane {
     async fn next(&mut self) -> Option<Arrival> {
-        let knock = self.knocks.recv().await?;
-        Some(Arrival::Connection(Box::new(knock)))
+        tokio::select! {
+            knock = self.knocks.recv() => Some(Arrival::Connection(Box::new(knock?))),
+            flow = self.datagrams.recv() => Some(Arrival::Datagrams(flow?)),
+        }
     }
 }
 
