@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 use tpx_core::plan::{Plan, Road};
 use tpx_datapath::linux::express::{ExpressLane, ExpressParts};
+use tpx_datapath::linux::{ExpressFiles, Handover, Tun};
 use tpx_datapath::remote::RemoteHost;
-use tpx_datapath::{Arrival, FlowSource, FlowStream, Host as _, Knock};
+use tpx_datapath::{Arrival, Floor, FlowSource, FlowStream, Host as _, Knock};
 use tpx_link::relay::Socket as _;
 
 use crate::{ready, serve};
@@ -25,23 +27,23 @@ pub(super) async fn serve(road: Road) -> Result<()> {
     let mut rootd = rootd(&socket)?;
     let mut host = connect(&socket, &mut rootd).await?;
     let plan = Plan { road, steer: vec![STEERED.parse()?], ..Plan::default() };
-    let handover = host.apply(&plan).await?;
-    let _device = handover.device;
-    let express = match (road, handover.express) {
-        (Road::Express, None) => bail!("there is no express lane"),
-        (_, express) => express,
-    };
-    let express = express.context("the floor is not there yet")?;
-    let lane = ExpressLane::new(ExpressParts {
-        listeners: express.listeners,
-        raws: express.raws,
-        syns: express.syns,
-        held: express.held,
-    })?;
+    let Handover { device, vnet_hdr, mtu, express, .. } = host.apply(&plan).await?;
+    let floor = Floor::new(Tun::new(device, vnet_hdr)?, u16::try_from(mtu)?);
+    let mut roads = JoinSet::new();
+    roads.spawn(carry(floor));
+    match (road, express) {
+        (Road::Tun, None) => {}
+        (Road::Express, Some(files)) => {
+            let ExpressFiles { listeners, raws, syns, held, datagrams, targets, .. } = files;
+            let parts = ExpressParts { listeners, raws, syns, held, datagrams, targets };
+            roads.spawn(carry(ExpressLane::new(parts)?));
+        }
+        (road, _) => bail!("what came is not what {road:?} needs"),
+    }
     let gone = host.closed();
     ready();
     tokio::select! {
-        () = carry(lane) => bail!("the road ended"),
+        _ = roads.join_next() => bail!("the road ended"),
         () = gone => bail!("tpx-rootd is gone"),
     }
 }
@@ -88,6 +90,7 @@ async fn connection(knock: Box<dyn Knock>) {
             tcp.prepare();
             serve::stream(tcp, port).await;
         }
+        Ok(FlowStream::Netstack(stream)) => serve::stream(stream, port).await,
         Err(error) => eprintln!("a connection to port {port}: {error}"),
     }
 }

@@ -1,11 +1,11 @@
 //! The three services, the same on every road.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
 use tokio::net::TcpStream;
-use tpx_datapath::DatagramFlow;
+use tpx_datapath::{DatagramFlow, NetStream};
 
 /// RFC 862.
 pub(super) const ECHO: u16 = 7;
@@ -47,6 +47,28 @@ impl End for TcpStream {
 
     fn shutdown_write(&self) -> io::Result<()> {
         socket2::SockRef::from(self).shutdown(std::net::Shutdown::Write)
+    }
+}
+
+impl End for NetStream {
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_read_ready(self, cx)
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Self::try_read(self, buffer)
+    }
+
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_write_ready(self, cx)
+    }
+
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Self::try_write_vectored(self, &[IoSlice::new(bytes)])
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        Self::shutdown_write(self)
     }
 }
 
