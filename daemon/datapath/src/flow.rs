@@ -51,6 +51,8 @@ pub trait Knock: Send {
 pub enum FlowStream {
     /// A socket of the kernel's.
     Socket(TcpStream),
+    /// A connection of the floor's.
+    Netstack(crate::NetStream),
 }
 
 /// A UDP association. Ends when `incoming` does, or when it is dropped.

@@ -10,11 +10,11 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 /// Lets a socket reach the original name servers while their port 53 is steered to tpx.
 pub trait Bypass: Send + Sync + 'static {
-    /// Exempts `socket`. Called after `socket()` and before `connect()`.
+    /// Exempts `socket`. Called after `socket()` and before `connect()` to `server`.
     ///
     /// # Errors
     /// The socket cannot be exempted; it is then closed unused, and the query fails.
-    fn exempt(&self, socket: &Socket) -> io::Result<()>;
+    fn exempt(&self, socket: &Socket, server: SocketAddr) -> io::Result<()>;
 }
 
 /// For hosts where nothing is steered.
@@ -22,7 +22,7 @@ pub trait Bypass: Send + Sync + 'static {
 pub struct NoBypass;
 
 impl Bypass for NoBypass {
-    fn exempt(&self, _socket: &Socket) -> io::Result<()> {
+    fn exempt(&self, _socket: &Socket, _server: SocketAddr) -> io::Result<()> {
         Ok(())
     }
 }
@@ -47,6 +47,6 @@ pub(crate) async fn tcp(server: SocketAddr, bypass: &dyn Bypass, patience: Durat
 fn open(server: SocketAddr, kind: Type, protocol: Protocol, bypass: &dyn Bypass) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(server), kind, Some(protocol))?;
     socket.set_nonblocking(true)?;
-    bypass.exempt(&socket)?;
+    bypass.exempt(&socket, server)?;
     Ok(socket)
 }

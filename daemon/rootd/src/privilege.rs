@@ -1,4 +1,5 @@
-//! What this process keeps of root's power: BPF programs, network configuration, raw sockets.
+//! What this process keeps of root's power: BPF programs, network configuration, raw sockets, and port 53 of foreign
+//! addresses.
 
 use anyhow::{Context as _, ensure};
 use rustix::{
@@ -10,38 +11,41 @@ use rustix::{
     },
 };
 
-const KEPT: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN).union(CapabilitySet::NET_RAW);
+const NEEDED: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN).union(CapabilitySet::NET_RAW);
+/// Only the floor alone needs it, to stand in for name servers; kept where it is there.
+const USEFUL: CapabilitySet = CapabilitySet::NET_BIND_SERVICE;
 
-/// Gives up every capability but three (capabilities(7)), for this process and what it might start, for good. The
+/// Gives up every capability but four (capabilities(7)), for this process and what it might start, for good. The
 /// process must have one thread.
 ///
 /// # Errors
-/// When the three are not there to keep, or the kernel refuses.
+/// When the first three are not there to keep, or the kernel refuses.
 pub(crate) fn drop_all_but_network() -> anyhow::Result<()> {
     let have = capabilities(None).context("cannot read the own capabilities")?;
     ensure!(
-        have.permitted.contains(KEPT),
+        have.permitted.contains(NEEDED),
         "CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW are needed: run it as root (`sudo tpx-rootd serve`) or as a service"
     );
+    let kept = NEEDED | have.permitted & USEFUL;
     // Kernels before 5.11 count maps as locked memory. Where the limit cannot be raised, it is that of the service.
     let unlimited = Rlimit { current: None, maximum: None };
     if let Err(e) = setrlimit(Resource::Memlock, unlimited) {
         tracing::debug!("RLIMIT_MEMLOCK: {e}");
     }
-    shrink_bounding_set(have.effective)?;
+    shrink_bounding_set(have.effective, kept)?;
     clear_ambient_capability_set().context("PR_CAP_AMBIENT_CLEAR_ALL")?;
-    let sets = CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).context("capset")?;
     set_no_new_privs(true).context("PR_SET_NO_NEW_PRIVS")
 }
 
-fn shrink_bounding_set(effective: CapabilitySet) -> anyhow::Result<()> {
+fn shrink_bounding_set(effective: CapabilitySet, kept: CapabilitySet) -> anyhow::Result<()> {
     if !effective.contains(CapabilitySet::SETPCAP) {
         // Whoever took it away has bounded the set; no_new_privs makes the rest of it worthless.
         return Ok(());
     }
     for bit in (0..u64::BITS).map(|n| CapabilitySet::from_bits_retain(1 << n)) {
-        if KEPT.contains(bit) {
+        if kept.contains(bit) {
             continue;
         }
         match remove_capability_from_bounding_set(bit) {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::net::UnixStream;
-use tpx_core::plan::Plan;
+use tpx_core::plan::{Plan, Road};
 use tpx_datapath::{
     Host, HostError,
     linux::Handover,
@@ -94,10 +94,10 @@ where
     async fn welcome(&mut self) -> Result<(), WireError> {
         let session = self.service.rival(self.connection).await;
         let unavailable = self.service.status().unavailable;
-        let features = match unavailable {
-            None => vec![Welcome::EXPRESS_TCP.into(), Welcome::DNS.into()],
-            Some(_) => vec![],
-        };
+        let mut features = vec![Welcome::TUN.into(), Welcome::DNS.into()];
+        if unavailable.is_none() {
+            features.push(Welcome::EXPRESS_TCP.into());
+        }
         let release = env!("CARGO_PKG_VERSION").into();
         self.say(&Reply::Welcome(Welcome { version: VERSION, release, features, unavailable, session })).await
     }
@@ -110,8 +110,11 @@ where
         match applied {
             Ok(handover) => {
                 tracing::info!("applied {} subnets for process {}", plan.steer.len(), self.caller.pid);
+                // The floor alone says nothing about the programs.
+                if plan.road == Road::Express {
+                    self.service.set_unavailable(None);
+                }
                 self.service.set_plan(Some(plan));
-                self.service.set_unavailable(None);
                 let (layout, files) = handover.into_fds();
                 let files: Vec<_> = files.iter().map(|f| f.as_fd()).collect();
                 self.sender.send(&Reply::Applied(layout), &files).await

@@ -137,7 +137,7 @@ impl ClusterResolver for ThroughManager {
 struct Outside(Bypass);
 
 impl tpx_dns::Bypass for Outside {
-    fn exempt(&self, socket: &Socket) -> io::Result<()> {
-        self.0.exempt(socket)
+    fn exempt(&self, socket: &Socket, server: SocketAddr) -> io::Result<()> {
+        self.0.exempt(socket, server.ip())
     }
 }

@@ -67,7 +67,7 @@ fn links() -> Result<BTreeSet<String>> {
 
 fn is_ours(route: &RouteMessage) -> bool {
     let table = route.attributes.iter().find_map(|a| if let RouteAttribute::Table(t) = a { Some(*t) } else { None });
-    table.is_some_and(|t| Slot::all().any(|slot| slot.table() == t))
+    table.is_some_and(Slot::owns_table)
 }
 
 /// Other programs of the machine come and go; ours use one of `maps`.

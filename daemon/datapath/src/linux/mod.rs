@@ -6,9 +6,11 @@ mod handover;
 #[cfg(feature = "privileged")]
 mod host;
 mod inspect;
+pub mod routes;
 #[expect(unsafe_code, reason = "system calls without a safe wrapper")]
 mod sys;
 mod translations;
+mod tun;
 
 pub use bypass::Bypass;
 pub use handover::{DnsSockets, ExpressFiles, Handover, Layout, WrongCount};
@@ -17,3 +19,4 @@ pub use host::{Features, LinuxHost, probe};
 pub use inspect::Maps;
 pub use tpx_ebpf_abi::slot::Slot;
 pub use translations::{TranslationError, Translations};
+pub use tun::Tun;

@@ -3,7 +3,7 @@
 #[cfg(feature = "privileged")]
 mod privileged;
 
-use std::io;
+use std::{io, os::fd::OwnedFd};
 
 use aya::maps::{MapData, RingBuf};
 use tokio::io::{Interest, unix::AsyncFd};
@@ -19,4 +19,13 @@ pub(super) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapDat
     // SAFETY: the ring buffer owns its file, always names the same one, and closes it only when the `AsyncFd` that holds
     // it is dropped.
     Ok(unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?)
+}
+
+/// Waits until a file can be read, on the current runtime.
+///
+/// # Errors
+/// When the runtime cannot watch the file.
+pub(super) fn watch_file(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the file stays open and the same until the `AsyncFd` that owns it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }?)
 }

@@ -14,7 +14,7 @@ pub(crate) use error::{protocol_unreachable, quotable, reset, too_big, unreachab
 pub(crate) use fragment::fragments;
 pub(crate) use reassembly::Reassembly;
 pub(crate) use syn::Syn;
-pub(crate) use view::{Segment, View};
+pub(crate) use view::{Segment, View, ends, word};
 
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
@@ -110,7 +110,7 @@ fn is_v4(packet: &[u8]) -> bool {
 }
 
 /// Writes lengths and checksums (RFC 1071) of a packet whose IP header has `at` bytes.
-fn finish(packet: &mut [u8], at: usize, proto: u8) {
+pub(crate) fn finish(packet: &mut [u8], at: usize, proto: u8) {
     let (total, body) = (packet.len() as u16, (packet.len() - at) as u16);
     let pseudo = if is_v4(packet) {
         packet[2..4].copy_from_slice(&total.to_be_bytes());

@@ -35,14 +35,23 @@ pub(crate) struct Fragment {
 impl<'a> View<'a> {
     /// `None` when it is no IP packet, or shorter than it says.
     pub(crate) fn parse(packet: &'a [u8]) -> Option<Self> {
+        Self::parse_part(packet, false)
+    }
+
+    /// The same of a packet that an ICMP error quotes: its end may be missing.
+    pub(crate) fn parse_quoted(packet: &'a [u8]) -> Option<Self> {
+        Self::parse_part(packet, true)
+    }
+
+    fn parse_part(packet: &'a [u8], quoted: bool) -> Option<Self> {
         match packet.first()? >> 4 {
-            4 => Self::parse_v4(packet),
-            6 => Self::parse_v6(packet),
+            4 => Self::parse_v4(packet, quoted),
+            6 => Self::parse_v6(packet, quoted),
             _ => None,
         }
     }
 
-    fn parse_v4(packet: &'a [u8]) -> Option<Self> {
+    fn parse_v4(packet: &'a [u8], quoted: bool) -> Option<Self> {
         let head: &[u8; 20] = packet.first_chunk()?;
         let at = usize::from(head[0] & 15) * 4;
         let total = usize::from(word(head, 2)?);
@@ -56,7 +65,7 @@ impl<'a> View<'a> {
             more: part & 0x2000 != 0,
         };
         Some(Self {
-            packet: packet.get(..total)?,
+            packet: cut(packet, total, quoted).filter(|p| p.len() >= at)?,
             source: Ipv4Addr::from(*head[12..].first_chunk()?).into(),
             destination: Ipv4Addr::from(*head[16..].first_chunk()?).into(),
             protocol: head[9],
@@ -66,9 +75,9 @@ impl<'a> View<'a> {
         })
     }
 
-    fn parse_v6(packet: &'a [u8]) -> Option<Self> {
+    fn parse_v6(packet: &'a [u8], quoted: bool) -> Option<Self> {
         let head: &[u8; 40] = packet.first_chunk()?;
-        let packet = packet.get(..40 + usize::from(word(head, 4)?))?;
+        let packet = cut(packet, 40 + usize::from(word(head, 4)?), quoted)?;
         let mut view = Self {
             packet,
             source: Ipv6Addr::from(*head[8..].first_chunk()?).into(),
@@ -94,7 +103,7 @@ impl<'a> View<'a> {
                 }
                 _ => return Some(view),
             };
-            view.protocol = packet[view.at];
+            view.protocol = *packet.get(view.at)?;
             view.protocol_at = view.at;
             view.at += length;
             if view.at > packet.len() {
@@ -118,6 +127,10 @@ impl<'a> View<'a> {
         let one = |ip: IpAddr| !ip.is_multicast() && !ip.is_unspecified() && ip != IpAddr::V4(Ipv4Addr::BROADCAST);
         one(self.source) && one(self.destination)
     }
+}
+
+fn cut(packet: &[u8], total: usize, quoted: bool) -> Option<&[u8]> {
+    packet.get(..if quoted { total.min(packet.len()) } else { total })
 }
 
 /// A TCP segment, looked at.
@@ -190,7 +203,8 @@ pub(crate) fn ends(view: &View<'_>) -> Option<(SocketAddr, SocketAddr)> {
     Some(((view.source, word(body, 0)?).into(), (view.destination, word(body, 2)?).into()))
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u16> {
+/// The 16-bit number at a place.
+pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 

@@ -68,10 +68,10 @@ pub struct Welcome {
     /// Its release, for people.
     #[serde(default)]
     pub release: String,
-    /// What it can do: [`Welcome::EXPRESS_TCP`], [`Welcome::DNS`]. Unknown ones mean nothing.
+    /// What it can do: [`Welcome::TUN`], [`Welcome::EXPRESS_TCP`], [`Welcome::DNS`]. Unknown ones mean nothing.
     #[serde(default)]
     pub features: Vec<String>,
-    /// Why the express lane is not available, as one line.
+    /// Why the express lane is not available, as one line. The floor alone is; plan for `Road::Tun` then.
     #[serde(default)]
     pub unavailable: Option<String>,
     /// Who has the session.
@@ -80,6 +80,8 @@ pub struct Welcome {
 }
 
 impl Welcome {
+    /// The floor, alone or under the express lane.
+    pub const TUN: &str = "tun";
     /// TCP connections by the express lane.
     pub const EXPRESS_TCP: &str = "express_tcp";
     /// Name servers stood in for.

@@ -35,7 +35,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct CountingBypass(AtomicUsize);
 
 impl Bypass for CountingBypass {
-    fn exempt(&self, socket: &socket2::Socket) -> io::Result<()> {
+    fn exempt(&self, socket: &socket2::Socket, _server: SocketAddr) -> io::Result<()> {
         assert!(socket.peer_addr().is_err(), "exempted too late");
         self.0.fetch_add(1, Ordering::Relaxed);
         Ok(())

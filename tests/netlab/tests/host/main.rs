@@ -1,12 +1,15 @@
-//! The privileged half of the express lane on the real kernel.
+//! The privileged half of the datapath on the real kernel.
 
 mod app;
+mod floor;
 mod names;
+mod neighbour;
 mod owner;
 mod relay;
 mod remains;
 mod roads;
 mod scopes;
+mod tun;
 
 use tpx_netlab::Case;
 
@@ -30,6 +33,15 @@ const CASES: &[Case] = &[
     ("dns_udp_mapped", names::udp_mapped),
     ("dns_tcp", names::tcp),
     ("dns_leaves_others_alone", names::others),
+    ("floor_routes_and_rules", floor::routes_and_rules),
+    ("floor_packets_come_and_go", floor::packets),
+    ("floor_hidden_subnets_keep_open_sockets", floor::hidden),
+    ("floor_is_for_the_workstation_only", floor::tree),
+    ("floor_beside_a_vpn_that_routes_by_mark", floor::wg_quick),
+    ("tun_road_answers_names", tun::names),
+    ("tun_road_forwards_outside", tun::forwards),
+    ("tun_road_yields_to_a_name_server_of_the_host", tun::own_name_server),
+    ("tun_road_kill_9", tun::killed),
     ("apply_again_changes_the_difference", remains::again),
     ("apply_again_that_fails_goes_back", remains::goes_back),
     ("apply_that_fails_leaves_nothing", remains::failing),

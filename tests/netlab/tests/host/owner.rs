@@ -15,7 +15,7 @@ use tpx_datapath::{
 };
 use tpx_netlab::World;
 
-use crate::relay::{Relay, express};
+use crate::relay::Relay;
 
 const PLAN: &str = "TPX_NETLAB_PLAN";
 const FEW: &str = "TPX_NETLAB_FEW_CAPABILITIES";
@@ -47,13 +47,20 @@ fn serve() -> Result<()> {
     runtime.block_on(async {
         let mut host = LinuxHost::new(Slot::FIRST);
         let handover = host.apply(&plan).await?;
-        let counters = express(&handover)?.counters.try_clone()?;
-        let counters = aya::maps::MapData::from_fd(counters)?.info()?.id();
-        let relay = Relay::spawn(host, handover)?;
-        println!("{counters}");
+        let held: Box<dyn std::any::Any> = match &handover.express {
+            Some(files) => {
+                println!("{}", aya::maps::MapData::from_fd(files.counters.try_clone()?)?.info()?.id());
+                Box::new(Relay::spawn(host, handover)?)
+            }
+            // No map has this number.
+            None => {
+                println!("0");
+                Box::new((host, handover))
+            }
+        };
         let end = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
         end.await??;
-        drop(relay);
+        drop(held);
         Ok(())
     })
 }

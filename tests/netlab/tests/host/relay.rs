@@ -202,7 +202,7 @@ async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 /// Answers each question with the name server it was meant for.
-fn serve_names(lane: &mut JoinSet<()>, sockets: DnsSockets) -> Result<()> {
+pub(crate) fn serve_names(lane: &mut JoinSet<()>, sockets: DnsSockets) -> Result<()> {
     let word: Arc<str> = format!("{} says ", sockets.name_server).into();
     let udp = UdpSocket::from_std(sockets.udp.into())?;
     let said = Arc::clone(&word);

@@ -218,7 +218,7 @@ pub(crate) fn killed(world: &World) -> Result<()> {
     );
     app::ensure_untouched(&app::stream_for(addr(V4))?, addr(V4))?;
     // A rule over an empty table may be left; the next start sweeps it away.
-    ensure!(left.rules.len() == before.rules.len() + 2, "{:#?}", left.rules);
+    ensure!(left.rules.len() == before.rules.len() + 6, "{:#?}", left.rules);
     Relay::start(world, &plan(world))?.stop(world)
 }
 

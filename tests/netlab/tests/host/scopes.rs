@@ -122,11 +122,11 @@ pub(crate) fn bypass(world: &World) -> Result<()> {
     let relay = Relay::start(world, &plan(world))?;
     for to in TARGETS.map(addr) {
         let socket = app::stream_for(to)?;
-        relay.bypass.exempt(&socket)?;
+        relay.bypass.exempt(&socket, to.ip())?;
         app::ensure_untouched(&socket, to)?;
     }
     let udp = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    relay.bypass.exempt(&udp)?;
+    relay.bypass.exempt(&udp, "192.0.2.53".parse()?)?;
     for asked in [udp.send_to(b"?", "192.0.2.53:53").map(drop), udp.connect("192.0.2.53:53")] {
         ensure!(asked.is_err_and(|e| e.raw_os_error() == Some(libc::ENETUNREACH)), "DNS");
     }

@@ -25,8 +25,23 @@ pub(super) enum Rule {
     Lingering { ipv6: bool },
     /// Every packet.
     Floor { ipv6: bool },
-    /// Questions to a name server.
-    Name { server: IpAddr, stream: bool },
+    /// Questions to a name server; for IPv4 with one of two sources.
+    Name { server: IpAddr, stream: bool, asker: Asker },
+}
+
+/// Whose questions a rule matches.
+///
+/// A route look-up for a packet that comes in, "may its source be there?" (fib_validate_source), has the packet's
+/// addresses and ports exchanged. The answer of the real name server to the daemon looks like a question then, and a
+/// local route for it makes it a martian. But such a look-up always has a source address, one of the host's others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Asker {
+    /// Any. IPv6 has no such check.
+    Any,
+    /// A socket whose source address is not chosen yet.
+    Unbound,
+    /// One that got the device's own address, by an earlier look-up.
+    Own,
 }
 
 impl Rule {
@@ -38,8 +53,10 @@ impl Rule {
     }
 
     /// The rules for one name server.
-    pub(super) fn names(server: IpAddr) -> [Self; 2] {
-        [false, true].map(|stream| Self::Name { server, stream })
+    pub(super) fn names(server: IpAddr) -> Vec<Self> {
+        let askers: &[Asker] = if server.is_ipv4() { &[Asker::Unbound, Asker::Own] } else { &[Asker::Any] };
+        let both = |asker: &Asker| [false, true].map(|stream| Self::Name { server, stream, asker: *asker });
+        askers.iter().flat_map(both).collect()
     }
 
     /// As netlink wants it.
@@ -59,7 +76,16 @@ impl Rule {
                 message.attributes.push(RuleAttribute::Source(own));
             }
             Self::Floor { .. } => {}
-            Self::Name { server, stream } => {
+            Self::Name { server, stream, asker } => {
+                let source = match asker {
+                    Asker::Any => None,
+                    Asker::Unbound => Some(Ipv4Addr::UNSPECIFIED),
+                    Asker::Own => Some(slot.ipv4()),
+                };
+                if let Some(source) = source {
+                    message.header.src_len = 32;
+                    message.attributes.push(RuleAttribute::Source(source.into()));
+                }
                 message.header.dst_len = bits(server);
                 message.attributes.extend([
                     RuleAttribute::Destination(server),
@@ -103,7 +129,7 @@ pub(super) fn is_ours(rule: &RuleMessage, slot: Slot) -> bool {
         Rule::Marked { ipv6: false },
         Rule::Lingering { ipv6: false },
         Rule::Floor { ipv6: false },
-        Rule::Name { server: any, stream: false },
+        Rule::Name { server: any, stream: false, asker: Asker::Any },
     ];
     rule.header.action == RuleAction::ToTable
         && kinds.iter().any(|kind| {
@@ -125,7 +151,7 @@ mod tests {
     #[test]
     fn every_rule_is_recognised_in_its_own_slot_only() {
         let (first, second) = (Slot::FIRST, Slot::new(1).unwrap());
-        assert_eq!(every(first).len(), 10);
+        assert_eq!(every(first).len(), 6 + 4 + 2);
         assert!(every(first).iter().all(|rule| is_ours(rule, first) && !is_ours(rule, second)));
     }
 

@@ -1,0 +1,5 @@
+//! What the host would do without tpx: its routes and policy rules, read without privilege, and followed as they change.
+
+mod ask;
+
+pub(super) use ask::device_to;

@@ -1,0 +1,53 @@
+//! The files of an applied plan as what they are for: sources of flows, maps, sockets.
+
+use std::{io, os::fd::OwnedFd};
+
+use tpx_datapath::{
+    FlowSource,
+    floor::{Floor, FloorParts},
+    linux::{
+        Bypass, DnsSockets, Handover, Maps, Translations,
+        express::{ExpressLane, ExpressParts},
+    },
+};
+
+/// An open datapath.
+pub(crate) struct Datapath {
+    /// Where flows come from: the floor, and the express lane where there is one.
+    pub sources: Vec<Box<dyn FlowSource>>,
+    /// The kernel's virtual addresses, on the express lane.
+    pub translations: Option<Translations>,
+    /// The kernel's maps, on the express lane.
+    pub maps: Option<Maps>,
+    /// For sockets that must not be steered.
+    pub bypass: Bypass,
+    /// Sockets that stand in for name servers.
+    pub dns: Vec<DnsSockets>,
+    /// Name servers that nothing can be put in front of.
+    pub unsteered_name_servers: Vec<std::net::IpAddr>,
+    /// Whether systemd-resolved was told.
+    pub resolved: bool,
+    /// The device lives as long as any copy of its file.
+    pub device: OwnedFd,
+}
+
+impl Datapath {
+    /// Opens what the privileged daemon handed over.
+    ///
+    /// # Errors
+    /// When a file is not what it should be.
+    pub(crate) fn open(handover: Handover) -> io::Result<Self> {
+        let Handover { device, vnet_hdr, mtu, express, dns, unsteered_name_servers, resolved } = handover;
+        let mut sources: Vec<Box<dyn FlowSource>> = Vec::new();
+        let (mut maps, mut translations, mut bypass) = (None, None, Bypass::by_device());
+        if let Some(mut files) = express {
+            maps = Some(Maps::of(&files)?);
+            translations = Some(Translations::of(&files)?);
+            bypass = Bypass::new(files.bypass.try_clone()?)?;
+            sources.push(Box::new(ExpressLane::new(ExpressParts::of(files))?));
+        }
+        let tun = device.try_clone()?;
+        sources.push(Box::new(Floor::new(FloorParts { tun, vnet_hdr, mtu })?));
+        Ok(Self { sources, translations, maps, bypass, dns, unsteered_name_servers, resolved, device })
+    }
+}

@@ -1,0 +1,147 @@
+//! Keeps subnets, plan and host in step: with the cluster, whose subnets change, and with the host's routes, which a VPN
+//! changes while we are connected.
+
+use std::{net::IpAddr, sync::Arc};
+
+use tokio::sync::{Mutex, watch};
+use tpx_api::Facts;
+use tpx_core::{
+    plan::{Plan, ResolverLink, Road, Scope},
+    subnets::{Inputs, SubnetError, Subnets, decide, decide_again},
+};
+use tpx_datapath::{
+    Host as _,
+    linux::{Slot, routes::HostNetwork},
+    remote::RemoteHost,
+};
+
+use super::names::Wanted;
+
+/// What was decided last and is in force.
+#[derive(Debug, Clone)]
+pub(crate) struct Decided {
+    /// What becomes of every subnet.
+    pub subnets: Arc<Subnets>,
+    /// What the host looks like.
+    pub plan: Plan,
+    /// Why a later decision could not be carried out.
+    pub problem: Option<String>,
+}
+
+/// Everything that a decision depends on.
+pub(crate) struct Routing {
+    /// Cluster, host and rules.
+    pub inputs: Inputs,
+    /// How connections enter the tunnel.
+    pub road: Road,
+    /// Whose names the cluster answers.
+    pub wanted: Wanted,
+    /// The cluster as last heard.
+    pub facts: Arc<Facts>,
+}
+
+impl Routing {
+    /// Takes over what the host looks like.
+    pub(crate) fn see_host(&mut self, network: &HostNetwork) {
+        self.inputs.host_routes.clone_from(&network.routes);
+        self.inputs.gateways.clone_from(&network.gateways);
+    }
+
+    /// Takes over what the cluster looks like.
+    pub(crate) fn see_cluster(&mut self, facts: Arc<Facts>) {
+        self.inputs.service_subnets.clone_from(&facts.service_subnets);
+        self.inputs.pod_subnets.clone_from(&facts.pod_subnets);
+        self.facts = facts;
+    }
+
+    /// The first decision.
+    ///
+    /// # Errors
+    /// What `tpx connect` reports: conflicts included, where they are not to be resolved.
+    pub(crate) fn decide(&self) -> Result<Decided, SubnetError> {
+        Ok(self.carried_out(decide(&self.inputs)?))
+    }
+
+    fn decide_again(&self) -> Result<Decided, SubnetError> {
+        Ok(self.carried_out(decide_again(&self.inputs)?))
+    }
+
+    fn carried_out(&self, subnets: Subnets) -> Decided {
+        let mut plan = subnets.plan(Scope::Workstation, self.road, &self.inputs.name_servers);
+        let domains = self.wanted.policy(&self.facts).link_domains(&[subnets.virtual4.into(), subnets.virtual6.into()]);
+        let bounded = |mut domains: Vec<String>| {
+            domains.truncate(Plan::MAX_DOMAINS);
+            domains
+        };
+        plan.resolver = Some(ResolverLink {
+            servers: resolvers().to_vec(),
+            routing_domains: bounded(domains.routing),
+            search_domains: bounded(domains.search),
+        });
+        Decided { subnets: Arc::new(subnets), plan, problem: None }
+    }
+}
+
+/// The addresses that systemd-resolved asks; questions to them arrive as flows.
+pub(crate) fn resolvers() -> [IpAddr; 2] {
+    [Slot::FIRST.resolver4().into(), Slot::FIRST.resolver6().into()]
+}
+
+/// Decides anew whenever cluster or host change, and carries it out. Ends, with the reason, when the privileged daemon
+/// has gone.
+pub(crate) async fn follow(
+    host: Arc<Mutex<RemoteHost>>,
+    gone: impl Future<Output = ()>,
+    mut routing: Routing,
+    decided: watch::Sender<Decided>,
+    mut facts: watch::Receiver<Arc<Facts>>,
+    mut network: watch::Receiver<Arc<HostNetwork>>,
+) -> String {
+    let mut gone = std::pin::pin!(gone);
+    loop {
+        tokio::select! {
+            () = &mut gone => return "the privileged daemon has gone".into(),
+            changed = facts.changed() => if changed.is_err() {
+                return "the session has ended".into();
+            },
+            changed = network.changed() => if changed.is_err() {
+                return "the host's routes cannot be followed any more".into();
+            },
+        }
+        routing.see_cluster(Arc::clone(&facts.borrow_and_update()));
+        routing.see_host(&Arc::clone(&network.borrow_and_update()));
+        let before = decided.borrow().clone();
+        let wanted = match routing.decide_again() {
+            Ok(wanted) => wanted,
+            Err(e) => {
+                report(&decided, e.to_string());
+                continue;
+            }
+        };
+        if wanted.plan == before.plan && wanted.subnets == before.subnets {
+            decided.send_if_modified(|now| now.problem.take().is_some());
+            continue;
+        }
+        for note in wanted.subnets.notes() {
+            tracing::info!("{note}");
+        }
+        // Virtual addresses work before their subnet is hidden; a subnet's own addresses only once it is not any more.
+        if wanted.plan.hidden != before.plan.hidden && wanted.plan.steer.iter().all(|net| before.plan.steer.contains(net))
+        {
+            decided.send_modify(|now| now.subnets = Arc::clone(&wanted.subnets));
+        }
+        // The files are those that we already hold; the copies are closed.
+        match host.lock().await.apply(&wanted.plan).await {
+            Ok(_) => drop(decided.send_replace(wanted)),
+            Err(e) => {
+                decided.send_modify(|now| now.subnets = before.subnets);
+                report(&decided, e.to_string());
+            }
+        }
+    }
+}
+
+fn report(decided: &watch::Sender<Decided>, problem: String) {
+    tracing::warn!("the cluster or the host have changed, but {problem}");
+    decided.send_modify(|now| now.problem = Some(problem));
+}
