@@ -4,7 +4,7 @@
 //! A mark set while sending would come too late: the first datagram's route is looked up with the mark from before.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use tpx_ebpf_abi::{Counter, INDEX_END, Target, v4_in, v4_mapped};
+use tpx_ebpf_abi::{Counter, INDEX_END, Target};
 
 use crate::{
     maps::{DATAGRAM_PORT, INDICES, TARGETS, count, own_slot},
@@ -17,27 +17,27 @@ const TRIES: u32 = 12;
 /// The address to send to instead of `ip`. `None`: leave it to the floor.
 #[inline(always)]
 pub(crate) fn encode4(call: &Call<'_>, ip: [u8; 4]) -> Option<[u8; 4]> {
-    Some(own_slot().encode4(index(call, v4_mapped(ip))?))
+    Some(own_slot().encode4(index(call, &Target::v4(ip, call.port()))?))
 }
 
 /// As [`encode4`].
 #[inline(always)]
 pub(crate) fn encode6(call: &Call<'_>, ip: [u8; 16]) -> Option<[u8; 16]> {
-    Some(own_slot().encode6(index(call, ip)?))
+    Some(own_slot().encode6(index(call, &Target::v6(ip, call.port()))?))
 }
 
 /// What the address of a call stands for, if it is one of ours.
 #[inline(always)]
 pub(crate) fn decode4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
     let target = target(call, own_slot().decode4(ip)?)?;
-    Some((v4_in(&target.ip)?, target.port()))
+    Some((target.ip4()?, target.port()))
 }
 
 /// As [`decode4`].
 #[inline(always)]
 pub(crate) fn decode6(call: &Call<'_>, ip: &[u8; 16]) -> Option<([u8; 16], u16)> {
     let target = target(call, own_slot().decode6(ip)?)?;
-    Some((target.ip, target.port()))
+    Some((target.ip6(), target.port()))
 }
 
 #[inline(always)]
@@ -51,7 +51,7 @@ fn target(call: &Call<'_>, index: u32) -> Option<Target> {
 }
 
 #[inline(always)]
-fn index(call: &Call<'_>, ip: [u8; 16]) -> Option<u32> {
+fn index(call: &Call<'_>, target: &Target) -> Option<u32> {
     // The routes of our addresses lead to another device.
     if call.is_bound_to_device() {
         count(Counter::DatagramsBound);
@@ -60,7 +60,7 @@ fn index(call: &Call<'_>, ip: [u8; 16]) -> Option<u32> {
     if !call.is_ours() {
         return None;
     }
-    let index = index_of(&Target::new(ip, call.port()));
+    let index = index_of(target);
     count(if index.is_some() { Counter::DatagramsEncoded } else { Counter::DatagramsUnindexed });
     index
 }

@@ -8,5 +8,5 @@ unsafe impl aya::Pod for Flow {}
 unsafe impl aya::Pod for Verdict {}
 // SAFETY: a transparent integer.
 unsafe impl aya::Pod for Rule {}
-// SAFETY: byte arrays only, without padding.
+// SAFETY: integers of one size, without padding.
 unsafe impl aya::Pod for Target {}

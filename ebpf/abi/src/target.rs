@@ -9,36 +9,65 @@ use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::slot::Slot;
 
 /// Where a datagram goes. IPv4 addresses are IPv4-mapped IPv6 addresses (RFC 4291, 2.5.5.2).
+///
+/// Words, because the programs would fill bytes in a loop, which needs CAP_PERFMON.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Target {
-    /// What the application asked for: a cluster address or a virtual one.
-    pub ip: [u8; 16],
-    /// Port, network order.
-    pub port: [u8; 2],
-    /// Always 0: as a key all bytes count.
-    pub zero: [u8; 2],
+    /// What the application asked for, a cluster address or a virtual one: four words of it as they lie in memory.
+    ip: [u32; 4],
+    /// In host order; both sides are the same host.
+    port: u32,
 }
 
 impl Target {
-    /// For an address as the hooks see it.
+    /// For an IPv4 address.
     #[inline(always)]
     #[must_use]
-    pub const fn new(ip: [u8; 16], port: u16) -> Self {
-        Self { ip, port: port.to_be_bytes(), zero: [0; 2] }
+    pub const fn v4(ip: [u8; 4], port: u16) -> Self {
+        Self { ip: [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(ip)], port: port as u32 }
+    }
+
+    /// For an IPv6 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v6(ip: [u8; 16], port: u16) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = ip;
+        let words = [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]];
+        let [a, b, c, d] = words;
+        let ip = [u32::from_ne_bytes(a), u32::from_ne_bytes(b), u32::from_ne_bytes(c), u32::from_ne_bytes(d)];
+        Self { ip, port: port as u32 }
+    }
+
+    /// Its address, if that is an IPv4 one.
+    #[inline(always)]
+    #[must_use]
+    pub fn ip4(&self) -> Option<[u8; 4]> {
+        let [a, b, c, d] = self.ip;
+        let mapped = a == 0 && b == 0 && c == u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+        if mapped { Some(d.to_ne_bytes()) } else { None }
+    }
+
+    /// Its address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ip6(&self) -> [u8; 16] {
+        let [a, b, c, d] = self.ip;
+        let [a, b, c, d] = [a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes(), d.to_ne_bytes()];
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
     }
 
     /// Its port.
     #[inline(always)]
     #[must_use]
     pub const fn port(&self) -> u16 {
-        u16::from_be_bytes(self.port)
+        self.port as u16
     }
 
     /// Address and port.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::new(Ipv6Addr::from(self.ip).to_canonical(), self.port())
+        SocketAddr::new(Ipv6Addr::from(self.ip6()).to_canonical(), self.port())
     }
 }
 
@@ -125,14 +154,15 @@ mod tests {
 
     #[test]
     fn layout_has_no_padding() {
-        assert_eq!((size_of::<Target>(), align_of::<Target>()), (20, 1));
+        assert_eq!((size_of::<Target>(), align_of::<Target>()), (20, 4));
     }
 
     #[test]
     fn targets_are_canonical() {
-        let t = Target::new(crate::v4_mapped([10, 96, 0, 10]), 5300);
+        let t = Target::v4([10, 96, 0, 10], 5300);
         assert_eq!(t.address(), "10.96.0.10:5300".parse().unwrap());
-        assert_eq!(Target::new(Ipv6Addr::LOCALHOST.octets(), 1).address(), "[::1]:1".parse().unwrap());
+        assert_eq!(t, Target::v6(crate::v4_mapped([10, 96, 0, 10]), 5300));
+        assert_eq!(Target::v6(Ipv6Addr::LOCALHOST.octets(), 1).address(), "[::1]:1".parse().unwrap());
     }
 
     #[test]
@@ -148,6 +178,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn targets_keep_what_they_are_made_of(four: [u8; 4], six: [u8; 16], port: u16) {
+            let (v4, v6) = (Target::v4(four, port), Target::v6(six, port));
+            prop_assert_eq!((v4.ip4(), v4.port()), (Some(four), port));
+            prop_assert_eq!((v6.ip6(), v6.port()), (six, port));
+            prop_assert_eq!(v6.ip4(), crate::v4_in(&six));
+        }
+
         #[test]
         fn an_address_carries_its_index_and_belongs_to_one_slot(i in 0..Slot::COUNT, index in 1..INDEX_END) {
             for slot in Slot::all() {

@@ -1,6 +1,7 @@
 //! The privileged half of the datapath on the real kernel.
 
 mod app;
+mod datagrams;
 mod floor;
 mod names;
 mod neighbour;
@@ -9,6 +10,7 @@ mod relay;
 mod remains;
 mod roads;
 mod scopes;
+mod translations;
 mod tun;
 
 use tpx_netlab::Case;
@@ -28,6 +30,18 @@ const CASES: &[Case] = &[
     ("outside_the_cgroup_is_untouched", scopes::outside),
     ("bypassed_sockets_are_untouched", scopes::bypass),
     ("workstation_is_the_visible_tree", scopes::workstation),
+    ("virtual_tcp_v4_v6_and_mapped", translations::reach),
+    ("virtual_addresses_come_and_go", translations::come_and_go),
+    ("hidden_subnets_go_where_the_host_leads", translations::hidden),
+    ("udp_20000_datagrams_400_destinations_3_sockets", datagrams::many),
+    ("udp_connected_v4_v6_and_mapped", datagrams::connected),
+    ("udp_unconnected_v6_and_mapped", datagrams::unconnected),
+    ("udp_refused_unreachable_and_too_big", datagrams::errors),
+    ("udp_60_kilobytes", datagrams::large),
+    ("udp_from_bound_sources", datagrams::bound),
+    ("udp_virtual_and_names", datagrams::virtual_addresses),
+    ("udp_left_to_the_floor", datagrams::left),
+    ("udp_other_machines_cannot_enter", datagrams::other_machines),
     ("dns_udp_connected", names::udp_connected),
     ("dns_udp_unconnected_many_servers", names::udp_unconnected),
     ("dns_udp_mapped", names::udp_mapped),
