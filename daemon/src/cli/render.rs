@@ -7,7 +7,7 @@ use tpx_datapath::MapsDump;
 
 use crate::{
     ipc::NamespaceRow,
-    userd::status::{State, Status},
+    userd::status::{State, Status, Subnet},
 };
 
 /// What `tpx connect` says in the end.
@@ -19,7 +19,20 @@ pub(crate) fn connected(status: &Status) -> String {
     if let Some(mapped) = &status.mapped_namespaces {
         text += &format!("\nNames are limited to the namespaces {}", mapped.join(", "));
     }
+    for moved in status.datapath.subnets.iter().filter(|n| n.mode != "direct") {
+        text += &format!("\n{}", subnet(moved));
+    }
     text
+}
+
+/// A subnet on one line: what it is, how it is reached, and why not directly.
+fn subnet(n: &Subnet) -> String {
+    let Subnet { cidr, role, mode, range, because } = n;
+    let because = because.as_ref().map_or_else(String::new, |why| format!(", because {why}"));
+    match range {
+        Some(range) => format!("{cidr} ({role}) is {mode}: reached under addresses in {range}{because}"),
+        None => format!("{cidr} ({role}) is {mode}{because}"),
+    }
 }
 
 /// `tpx status`.
@@ -28,8 +41,7 @@ pub(crate) fn status(s: &Status) -> String {
         State::Connected => "connected",
         State::Reconnecting => "reconnecting: the carrier was lost, new connections fail until it is back",
     };
-    let subnets: Vec<String> =
-        s.datapath.subnets.iter().map(|n| format!("{} ({}, {})", n.cidr, n.role, n.mode)).collect();
+    let subnets: Vec<String> = s.datapath.subnets.iter().map(subnet).collect();
     let mapped = s.mapped_namespaces.as_ref().map_or_else(|| "all".into(), |names| names.join(", "));
     let mut rows = vec![
         ("Status", state.to_owned()),
@@ -39,11 +51,14 @@ pub(crate) fn status(s: &Status) -> String {
         ("Mapped namespaces", mapped),
         ("Traffic manager", format!("{}, version {}", s.manager.namespace, s.manager.version)),
         ("Carrier", s.manager.carrier.clone()),
-        ("Datapath", s.datapath.road.clone()),
+        ("Datapath", format!("{} ({})", s.datapath.road, s.datapath.because)),
         ("Subnets", subnets.join("\n")),
     ];
     if !s.datapath.except.is_empty() {
         rows.push(("Never steered", join(&s.datapath.except)));
+    }
+    if let Some(problem) = &s.datapath.problem {
+        rows.push(("Routing problem", problem.clone()));
     }
     rows.extend([
         ("Name servers", format!("{} (answered by tpx for the cluster)", s.dns.name_servers.join(", "))),

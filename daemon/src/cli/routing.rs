@@ -11,7 +11,7 @@ pub(crate) struct RoutingArgs {
     ///
     /// auto takes eBPF where the kernel has it, and the TUN device for the rest; ebpf fails where it is missing; tun
     /// loads no program.
-    #[arg(long, value_name = "auto|ebpf|tun")]
+    #[arg(long, value_name = "auto|ebpf|tun", env = "TPX_DATAPATH")]
     datapath: Option<String>,
     /// Put a subnet behind virtual addresses: a CIDR, also, service, pods or all
     ///

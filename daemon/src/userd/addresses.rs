@@ -14,6 +14,8 @@ use tpx_core::{
 };
 use tpx_datapath::linux::Translations;
 
+use super::routing::Decided;
+
 /// Shared by the name server, the flows and the command line's questions.
 #[derive(Clone)]
 pub(crate) struct Addresses(Arc<Inner>);
@@ -22,18 +24,18 @@ struct Inner {
     vnat: Mutex<Vnat>,
     /// The express lane's copy.
     kernel: Option<Translations>,
-    subnets: watch::Receiver<Arc<Subnets>>,
+    decided: watch::Receiver<Decided>,
 }
 
 impl Addresses {
-    /// Follows `subnets`; `kernel` learns of every address.
-    pub(crate) fn new(vnat: Vnat, kernel: Option<Translations>, subnets: watch::Receiver<Arc<Subnets>>) -> Self {
-        Self(Arc::new(Inner { vnat: Mutex::new(vnat), kernel, subnets }))
+    /// Follows what is `decided`; `kernel` learns of every address.
+    pub(crate) fn new(vnat: Vnat, kernel: Option<Translations>, decided: watch::Receiver<Decided>) -> Self {
+        Self(Arc::new(Inner { vnat: Mutex::new(vnat), kernel, decided }))
     }
 
     /// What becomes of every subnet now.
     pub(crate) fn subnets(&self) -> Arc<Subnets> {
-        Arc::clone(&self.0.subnets.borrow())
+        Arc::clone(&self.0.decided.borrow().subnets)
     }
 
     /// Where a flow that asked for `destination` really leads.
@@ -60,7 +62,7 @@ impl Addresses {
     /// # Errors
     /// No virtual address is left.
     pub(crate) fn reachable(&self, real: IpAddr) -> Result<IpAddr, Exhausted> {
-        if !self.0.subnets.borrow().hides(real) {
+        if !self.0.decided.borrow().subnets.hides(real) {
             return Ok(real);
         }
         let mut vnat = self.vnat();

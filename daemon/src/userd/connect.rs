@@ -1,21 +1,24 @@
 //! The steps of `tpx connect`, each with its own way to fail.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tonic::Code;
 use tpx_api::{Facts, MANAGER_PORT, VERSION, compatible, proto, proto::manager_client::ManagerClient};
 use tpx_core::{
+    config::{Config, Partial},
     dns::{ResolvConf, parse_resolv_conf},
-    plan::{Road, Scope},
-    subnets::{self, decide},
+    subnets,
+    vnat::Vnat,
 };
 use tpx_datapath::{
     Host as _,
-    linux::{
-        Bypass, ExpressFiles, Handover, Maps,
-        express::{ExpressLane, ExpressParts},
-    },
+    linux::routes::Monitor,
     remote::{ConnectError, RemoteHost},
 };
 use tpx_link::{
@@ -25,13 +28,16 @@ use tpx_link::{
 };
 
 use super::{
+    addresses::Addresses,
     cluster::ManagerRoad,
-    connection::{Connection, Identity, Tasks},
+    connection::{Connection, Identity, Parts, Tasks},
+    datapath::Datapath,
     flows::{Carrying, FlowCounters, carry_all},
     kubernetes::Cluster,
     lanes::Lanes,
     names::{Serving, Wanted},
-    probe,
+    probe, road,
+    routing::Routing,
     session::{Open, Session, Visitor},
 };
 use crate::{
@@ -50,17 +56,11 @@ pub(crate) async fn connect(
     let cluster = Cluster::load(params.kubeconfig.as_deref(), params.context.as_deref()).await?;
     let namespace = params.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
 
-    let config = config::merged((*params.settings).clone(), cluster.settings.clone(), None)?;
 
     // Privilege first: it needs no network, and without it nothing else matters.
     let mut host = RemoteHost::connect(&params.rootd_socket).await.map_err(|e| no_rootd(&e))?;
-    if let Some(why) = &host.welcome().unavailable {
-        return Err(Failure::new(
-            Kind::Host,
-            format!("the eBPF datapath is not available: {why}"),
-            "see README.md, \"What the laptop needs\"",
-        ));
-    }
+    let early = config::merged(Partial::clone(&params.settings), cluster.settings.clone(), None)?;
+    choose(&early, &host)?;
 
     step(format!("Connecting to context {} ({})", cluster.context, cluster.server));
     let road =
@@ -89,39 +89,61 @@ pub(crate) async fn connect(
     let open = Open::new(manager, None, &visitor).await.map_err(|e| refused(&e))?;
     check_namespaces(&open.facts, &namespace, &params.mapped_namespaces)?;
 
+    // What the cluster pushes may change the road as well.
+    let pushed = None;
+    let config = Arc::new(config::merged(Partial::clone(&params.settings), cluster.settings.clone(), pushed)?);
+    let chosen = choose(&config, &host)?;
+
     step("Steering the cluster's subnets into the tunnel".into());
     let resolv = read_resolv_conf()?;
-    let inputs = subnets::Inputs {
-        service_subnets: open.facts.service_subnets.clone(),
-        pod_subnets: open.facts.pod_subnets.clone(),
-        api_server: cluster.addresses().await?,
-        name_servers: resolv.name_servers.iter().map(|server| server.address).collect(),
-        policy: config.routing(),
-        ..subnets::Inputs::default()
+    let name_servers: Vec<IpAddr> = resolv.name_servers.iter().map(|server| server.address).collect();
+    let network = Monitor::start().await.map_err(|e| {
+        Failure::new(Kind::Host, format!("cannot read the host's routes: {e}"), "see the log that `tpx status` names")
+    })?;
+    let wanted = Wanted {
+        namespace: namespace.clone(),
+        mapped_namespaces: params.mapped_namespaces.clone(),
+        config: Arc::clone(&config),
     };
-    let decided = decide(&inputs).map_err(|e| Failure::new(Kind::Usage, e.to_string(), "change the rule it names"))?;
-    let wanted = decided.plan(Scope::Workstation, Road::Express, &inputs.name_servers);
-    let handover = host.apply(&wanted).await.map_err(|e| {
+    let mut routing = Routing {
+        inputs: subnets::Inputs {
+            api_server: cluster.addresses().await?,
+            name_servers: name_servers.clone(),
+            policy: config.routing(),
+            ..subnets::Inputs::default()
+        },
+        road: chosen.road,
+        wanted: wanted.clone(),
+        facts: Arc::clone(&open.facts),
+    };
+    routing.see_cluster(Arc::clone(&open.facts));
+    routing.see_host(&network.now());
+    let first = routing.decide().map_err(|e| refused_rule(&e))?;
+    let (decided, decisions) = watch::channel(first.clone());
+    let handover = host.apply(&first.plan).await.map_err(|e| {
         Failure::new(Kind::Host, format!("the privileged daemon could not apply the plan: {e}"), "see its log")
     })?;
     let internal = |e: std::io::Error| Failure::internal(format!("cannot use the datapath's files: {e}"));
-    let Handover { device, express, dns, .. } = handover;
-    let Some(files) = express else {
-        return Err(Failure::internal("the privileged daemon handed no express lane over"));
-    };
-    let maps = Maps::of(&files).map_err(internal)?;
-    let ExpressFiles { listeners, raws, syns, held, bypass, datagrams, targets, .. } = files;
-    let bypass = Bypass::new(bypass).map_err(internal)?;
-    let parts = ExpressParts { listeners, raws, syns, held, datagrams, targets };
-    let express = ExpressLane::new(parts).map_err(internal)?;
+    let datapath = Datapath::open(handover).map_err(internal)?;
+    let vnat = Vnat::new(&cluster.server, first.subnets.virtual4, first.subnets.virtual6);
+    let addresses = Addresses::new(vnat, datapath.translations, decisions.clone());
 
     let lanes = Lanes::keep(lane, Arc::clone(&road) as Arc<dyn Connector>);
     let session = Session::keep(open, visitor, Arc::clone(&road) as Arc<dyn Connector>);
-    let asked = Wanted { namespace: namespace.clone(), mapped_namespaces: params.mapped_namespaces.clone() };
-    let names = Serving::start(dns, &resolv.name_servers, asked, &session, bypass).map_err(internal)?;
+    let names =
+        Serving::start(datapath.dns, &resolv.name_servers, wanted, &session, datapath.bypass, addresses.clone())
+            .map_err(internal)?;
     let counters = Arc::new(FlowCounters::default());
-    let carrying = Carrying { lanes: lanes.clone(), session: session.id.clone(), counters: Arc::clone(&counters) };
-    let tasks = Tasks::new(tokio::spawn(carry_all(express, carrying)), device);
+    let carrying = Carrying {
+        lanes: lanes.clone(),
+        session: session.id.clone(),
+        addresses: addresses.clone(),
+        counters: Arc::clone(&counters),
+    };
+    let mut tasks = Tasks::new(datapath.device);
+    for source in datapath.sources {
+        tasks.carry(carry_all(source, carrying.clone()));
+    }
 
     // A name that `--mapped-namespaces` does not hide.
     let asked_namespace = params.mapped_namespaces.first().unwrap_or(&namespace).clone();
@@ -138,11 +160,25 @@ pub(crate) async fn connect(
         rootd_socket: params.rootd_socket,
         since: Instant::now(),
         config,
+        road_because: chosen.because,
     };
-    let connection =
-        Connection::new(identity, host, (inputs, wanted.clone()), lanes, session, names, maps, counters, tasks);
+    let steered = first.plan.name_servers.iter().find(|ip| !datapath.unsteered_name_servers.contains(ip)).copied();
+    let connection = Connection::new(Parts {
+        identity,
+        host,
+        routing,
+        decided,
+        network,
+        lanes,
+        session,
+        names,
+        maps: datapath.maps,
+        addresses: addresses.clone(),
+        counters,
+        tasks,
+    });
     step("Probing the way to the cluster".into());
-    match probe(&connection.facts(), &asked_namespace, &wanted.name_servers).await {
+    match probe(&connection.facts(), &addresses, &asked_namespace, steered).await {
         Ok(()) => Ok(connection),
         Err(failure) => {
             connection.close().await;
@@ -151,19 +187,31 @@ pub(crate) async fn connect(
     }
 }
 
-async fn probe(facts: &Facts, namespace: &str, name_servers: &[std::net::IpAddr]) -> Result<(), Failure> {
+async fn probe(
+    facts: &Facts,
+    addresses: &Addresses,
+    namespace: &str,
+    name_server: Option<IpAddr>,
+) -> Result<(), Failure> {
     let failed = |what: String| {
         Failure::new(Kind::Host, what, "nothing was left behind; see the log that `tpx connect` wrote, and try again")
     };
     for address in facts.manager_addresses.iter().take(1) {
-        let address = SocketAddr::new(*address, MANAGER_PORT);
+        let address = addresses.reachable(*address).map_err(|e| failed(e.to_string()))?;
+        let address = SocketAddr::new(address, MANAGER_PORT);
         probe::tcp(address).await.map_err(|e| failed(format!("the datapath does not carry: {address}: {e}")))?;
     }
-    if let Some(server) = name_servers.first() {
-        let asked = probe::dns(*server, namespace, &facts.cluster_domain).await;
+    if let Some(server) = name_server {
+        let asked = probe::dns(server, namespace, &facts.cluster_domain).await;
         asked.map_err(|e| failed(format!("names of the cluster do not resolve through {server}: {e}")))?;
     }
     Ok(())
+}
+
+/// The road that the configuration asks for, as far as the privileged daemon can offer it.
+fn choose(config: &Config, host: &RemoteHost) -> Result<road::Chosen, Failure> {
+    let asked = &config.datapath;
+    road::choose(asked.value, &asked.origin.to_string(), host.welcome().unavailable.as_deref())
 }
 
 /// The namespaces that were asked for must exist: a typo would otherwise be found one failed name at a time.
@@ -186,6 +234,12 @@ fn read_resolv_conf() -> Result<ResolvConf, Failure> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(parse_resolv_conf("")),
         Err(e) => Err(Failure::new(Kind::Host, format!("cannot read /etc/resolv.conf: {e}"), "make it readable")),
     }
+}
+
+/// The errors name the ways out themselves.
+fn refused_rule(error: &subnets::SubnetError) -> Failure {
+    let next = "change that rule, or the VPN's routes, and run `tpx connect` again";
+    Failure::new(Kind::Usage, error.to_string(), next)
 }
 
 fn no_rootd(error: &ConnectError) -> Failure {

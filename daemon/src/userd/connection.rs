@@ -4,20 +4,22 @@ use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::{
     sync::{Mutex, watch},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
 use tpx_api::{Facts, VERSION};
-use tpx_core::{
-    config::Config,
-    plan::{Plan, Road, Scope},
-    subnets::{self, decide_again},
+use tpx_core::{config::Config, plan::Road};
+use tpx_datapath::{
+    Host as _,
+    linux::{Maps, routes::Monitor},
+    remote::RemoteHost,
 };
-use tpx_datapath::{Host as _, linux::Maps, remote::RemoteHost};
 
 use super::{
+    addresses::Addresses,
     flows::FlowCounters,
     lanes::Lanes,
     names::Serving,
+    routing::{Decided, Routing, follow},
     session::Session,
     status::{Datapath, Kubernetes, Manager, RootDaemon, State, Status, Subnet, UserDaemon},
 };
@@ -50,29 +52,58 @@ pub(crate) struct Identity {
     /// Its socket.
     pub rootd_socket: PathBuf,
     /// What all layers of the configuration say.
-    pub config: Config,
+    pub config: Arc<Config>,
+    /// Why flows take the road that they take.
+    pub road_because: String,
     /// Since when.
     pub since: Instant,
 }
 
 /// What carries flows; ends with the connection.
 pub(crate) struct Tasks {
-    flows: JoinHandle<()>,
+    flows: JoinSet<()>,
     /// The device lives as long as any copy of its file.
     _device: OwnedFd,
 }
 
 impl Tasks {
-    /// Holds the task that carries flows, and the device that their routes hang on.
-    pub(crate) fn new(flows: JoinHandle<()>, device: OwnedFd) -> Self {
-        Self { flows, _device: device }
+    /// Holds the device that the flows' routes hang on.
+    pub(crate) fn new(device: OwnedFd) -> Self {
+        Self { flows: JoinSet::new(), _device: device }
+    }
+
+    /// Carries the flows of one more road.
+    pub(crate) fn carry(&mut self, road: impl Future<Output = ()> + Send + 'static) {
+        self.flows.spawn(road);
     }
 }
 
-impl Drop for Tasks {
-    fn drop(&mut self) {
-        self.flows.abort();
-    }
+/// What a connection is made of.
+pub(crate) struct Parts {
+    /// What never changes.
+    pub identity: Identity,
+    /// The privileged daemon.
+    pub host: RemoteHost,
+    /// What decides about subnets.
+    pub routing: Routing,
+    /// What was decided first.
+    pub decided: watch::Sender<Decided>,
+    /// The host's routes.
+    pub network: Monitor,
+    /// Where streams are opened.
+    pub lanes: Lanes,
+    /// The stay with the manager.
+    pub session: Session,
+    /// The name server.
+    pub names: Serving,
+    /// The kernel's maps, on the express lane.
+    pub maps: Option<Maps>,
+    /// Virtual addresses.
+    pub addresses: Addresses,
+    /// Counters of flows.
+    pub counters: Arc<FlowCounters>,
+    /// What carries flows.
+    pub tasks: Tasks,
 }
 
 /// A connection that is up. Dropping it ends everything; [`close`](Connection::close) does so in good order.
@@ -80,34 +111,53 @@ pub(crate) struct Connection {
     identity: Identity,
     host: Arc<Mutex<RemoteHost>>,
     follower: JoinHandle<String>,
-    plan: watch::Receiver<Plan>,
+    decided: watch::Receiver<Decided>,
+    network: Monitor,
     lanes: Lanes,
     session: Session,
     names: Serving,
-    maps: Maps,
+    maps: Option<Maps>,
+    addresses: Addresses,
     counters: Arc<FlowCounters>,
     tasks: Tasks,
 }
 
 impl Connection {
-    /// Puts the parts together and begins to follow the cluster's changes.
-    #[expect(clippy::too_many_arguments, reason = "called once, by the steps that made the parts")]
-    pub(crate) fn new(
-        identity: Identity,
-        host: RemoteHost,
-        (inputs, first): (subnets::Inputs, Plan),
-        lanes: Lanes,
-        session: Session,
-        names: Serving,
-        maps: Maps,
-        counters: Arc<FlowCounters>,
-        tasks: Tasks,
-    ) -> Self {
+    /// Puts the parts together and begins to follow the changes of cluster and host.
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            identity,
+            host,
+            routing,
+            decided,
+            network,
+            lanes,
+            session,
+            names,
+            maps,
+            addresses,
+            counters,
+            tasks,
+        } = parts;
         let gone = host.closed();
         let host = Arc::new(Mutex::new(host));
-        let (applied, plan) = watch::channel(first);
-        let follower = tokio::spawn(follow(Arc::clone(&host), gone, inputs, applied, session.facts.clone()));
-        Self { identity, host, follower, plan, lanes, session, names, maps, counters, tasks }
+        let now = decided.subscribe();
+        let changes = (session.facts.clone(), network.watch());
+        let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, changes.0, changes.1));
+        Self {
+            identity,
+            host,
+            follower,
+            decided: now,
+            network,
+            lanes,
+            session,
+            names,
+            maps,
+            addresses,
+            counters,
+            tasks,
+        }
     }
 
     /// The cluster's facts now.
@@ -125,10 +175,17 @@ impl Connection {
         let reply = match request {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::ListNamespaces => Reply::Namespaces(self.namespaces()),
-            Request::ConfigView => Reply::Config(Box::new(self.identity.config.clone())),
-            Request::MapsDump => match self.maps.dump() {
-                Ok(maps) => Reply::Maps(Box::new(maps)),
-                Err(e) => Reply::Failed(Failure::new(Kind::Host, format!("cannot read the maps: {e}"), "try again")),
+            Request::ConfigView => Reply::Config(Box::new(Config::clone(&self.identity.config))),
+            Request::MapsDump => match self.maps.as_ref().map(Maps::dump) {
+                Some(Ok(maps)) => Reply::Maps(Box::new(maps)),
+                Some(Err(e)) => {
+                    Reply::Failed(Failure::new(Kind::Host, format!("cannot read the maps: {e}"), "try again"))
+                }
+                None => Reply::Failed(Failure::new(
+                    Kind::Host,
+                    "the TUN device carries everything here: the kernel holds no maps of tpx",
+                    "`tpx status` says why, and `tpx explain ADDRESS` works all the same",
+                )),
             },
             Request::Connect(_) => Reply::Failed(Failure::new(
                 Kind::AlreadyConnected,
@@ -158,9 +215,7 @@ impl Connection {
     pub(crate) fn status(&self) -> Status {
         let facts = self.facts();
         let id = &self.identity;
-        let subnet = |role: &'static str| {
-            move |cidr: &ipnet::IpNet| Subnet { cidr: *cidr, role: role.into(), mode: "direct".into() }
-        };
+        let decided = self.decided.borrow();
         Status {
             name: id.name.clone(),
             state: if self.lanes.is_up() { State::Connected } else { State::Reconnecting },
@@ -174,11 +229,11 @@ impl Connection {
                 session: self.session.id.borrow().clone(),
             },
             datapath: Datapath {
-                road: "ebpf".into(),
-                subnets: (facts.service_subnets.iter().map(subnet("services")))
-                    .chain(facts.pod_subnets.iter().map(subnet("pods")))
-                    .collect(),
-                except: self.plan.borrow().except.clone(),
+                road: if decided.plan.road == Road::Tun { "tun" } else { "ebpf" }.into(),
+                because: id.road_because.clone(),
+                subnets: decided.subnets.subnets.iter().map(Subnet::from).collect(),
+                except: decided.subnets.exceptions.iter().map(|exception| exception.cidr).collect(),
+                problem: decided.problem.clone(),
             },
             dns: self.names.status(&facts.cluster_domain),
             flows: self.counters.read(),
@@ -203,43 +258,5 @@ impl Connection {
             name: name.clone(),
         };
         self.facts().namespaces.iter().map(row).collect()
-    }
-}
-
-/// Keeps the host in step with the cluster's subnets. Ends, with the reason, when the privileged daemon has gone.
-async fn follow(
-    host: Arc<Mutex<RemoteHost>>,
-    gone: impl Future<Output = ()>,
-    mut inputs: subnets::Inputs,
-    applied: watch::Sender<Plan>,
-    mut facts: watch::Receiver<Arc<Facts>>,
-) -> String {
-    let mut gone = std::pin::pin!(gone);
-    loop {
-        tokio::select! {
-            () = &mut gone => return "the privileged daemon has gone".into(),
-            changed = facts.changed() => if changed.is_err() {
-                return "the session has ended".into();
-            },
-        }
-        let now = Arc::clone(&facts.borrow_and_update());
-        if (&now.service_subnets, &now.pod_subnets) == (&inputs.service_subnets, &inputs.pod_subnets) {
-            continue;
-        }
-        inputs.service_subnets.clone_from(&now.service_subnets);
-        inputs.pod_subnets.clone_from(&now.pod_subnets);
-        tracing::info!("the cluster's subnets have changed");
-        let wanted = match decide_again(&inputs) {
-            Ok(decided) => decided.plan(Scope::Workstation, Road::Express, &inputs.name_servers),
-            Err(e) => {
-                tracing::warn!("the plan stays as it is: {e}");
-                continue;
-            }
-        };
-        // The files are those that we already hold; the copies are closed.
-        match host.lock().await.apply(&wanted).await {
-            Ok(_) => drop(applied.send_replace(wanted)),
-            Err(e) => tracing::warn!("the changed plan could not be applied: {e}"),
-        }
     }
 }

@@ -7,7 +7,7 @@ use tpx_core::dial::DialFailure;
 use tpx_datapath::{DatagramFlow, Echo, EchoFlow};
 use tpx_link::{
     Target,
-    datagrams::{Datagrams, Event},
+    datagrams::Event,
     echoes::{Echo as Ping, EchoEvent, Echoes},
     lane::Lane,
 };

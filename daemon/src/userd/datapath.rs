@@ -3,10 +3,9 @@
 use std::{io, os::fd::OwnedFd};
 
 use tpx_datapath::{
-    FlowSource,
-    floor::{Floor, FloorParts},
+    Floor, FlowSource,
     linux::{
-        Bypass, DnsSockets, Handover, Maps, Translations,
+        Bypass, DnsSockets, ExpressFiles, Handover, Maps, Translations, Tun,
         express::{ExpressLane, ExpressParts},
     },
 };
@@ -40,14 +39,15 @@ impl Datapath {
         let Handover { device, vnet_hdr, mtu, express, dns, unsteered_name_servers, resolved } = handover;
         let mut sources: Vec<Box<dyn FlowSource>> = Vec::new();
         let (mut maps, mut translations, mut bypass) = (None, None, Bypass::by_device());
-        if let Some(mut files) = express {
+        if let Some(files) = express {
             maps = Some(Maps::of(&files)?);
             translations = Some(Translations::of(&files)?);
             bypass = Bypass::new(files.bypass.try_clone()?)?;
-            sources.push(Box::new(ExpressLane::new(ExpressParts::of(files))?));
+            let ExpressFiles { listeners, raws, syns, held, datagrams, targets, .. } = files;
+            sources.push(Box::new(ExpressLane::new(ExpressParts { listeners, raws, syns, held, datagrams, targets })?));
         }
-        let tun = device.try_clone()?;
-        sources.push(Box::new(Floor::new(FloorParts { tun, vnet_hdr, mtu })?));
+        let mtu = u16::try_from(mtu).map_err(io::Error::other)?;
+        sources.push(Box::new(Floor::new(Tun::new(device.try_clone()?, vnet_hdr)?, mtu)));
         Ok(Self { sources, translations, maps, bypass, dns, unsteered_name_servers, resolved, device })
     }
 }

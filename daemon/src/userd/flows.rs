@@ -17,6 +17,7 @@ use super::{
     addresses::Addresses,
     datagrams::{carry_datagrams, carry_echoes, refuse_echoes},
     lanes::Lanes,
+    netstream::Relayed,
     status::Flows,
 };
 
@@ -77,7 +78,7 @@ pub(crate) struct Carrying {
 }
 
 /// Carries all flows of `source` until it ends. Dropping the future ends them all.
-pub(crate) async fn carry_all(mut source: impl FlowSource, carrying: Carrying) {
+pub(crate) async fn carry_all(mut source: Box<dyn FlowSource>, carrying: Carrying) {
     let mut flows = JoinSet::new();
     loop {
         tokio::select! {
@@ -134,6 +135,7 @@ async fn carry_connection(knock: Box<dyn Knock>, carrying: Carrying) {
     let _open = counters.open();
     let transferred = match own {
         FlowStream::Socket(tcp) => relay(tcp, stream).await,
+        FlowStream::Netstack(own) => relay(Relayed(own), stream).await,
     };
     counters.moved(transferred.up, transferred.down);
     tracing::debug!("{source} -> {destination}: {transferred:?}");

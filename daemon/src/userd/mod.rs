@@ -1,15 +1,21 @@
 //! The user daemon: one process a connection. It holds everything that lives as long as the connection does, and ends
 //! with it.
 
+mod addresses;
 mod cluster;
 mod connect;
 mod connection;
+mod datagrams;
+mod datapath;
 mod flows;
 pub(crate) mod kubernetes;
 mod lanes;
 mod logging;
 mod names;
+mod netstream;
 mod probe;
+mod road;
+mod routing;
 mod session;
 pub(crate) mod status;
 

@@ -11,11 +11,15 @@ use tokio::{
     task::AbortHandle,
 };
 use tpx_api::{Facts, proto};
-use tpx_core::dns::{Name, NameServer, PolicyConfig};
+use tpx_core::{
+    config::Config,
+    dns::{Name, NameServer, PolicyConfig},
+};
 use tpx_datapath::linux::{Bypass, DnsSockets};
 use tpx_dns::{BoundSockets, ClusterResolver, Limits, ResolveError, Server, ServerHandle};
 
 use super::{
+    addresses::Addresses,
     session::{Manager, Session},
     status::Dns,
 };
@@ -24,11 +28,29 @@ use super::{
 const PORT: u16 = 53;
 
 /// The user's part of the policy.
+#[derive(Clone)]
 pub(crate) struct Wanted {
     /// The namespace of single labels.
     pub namespace: String,
     /// `--mapped-namespaces`; empty: all.
     pub mapped_namespaces: Vec<String>,
+    /// Suffixes, mappings and limits.
+    pub config: Arc<Config>,
+}
+
+impl Wanted {
+    /// The policy for the cluster as it is now.
+    pub(crate) fn policy(&self, facts: &Facts) -> PolicyConfig {
+        // A domain that is no name leaves only what needs none.
+        let mut policy = PolicyConfig::new(facts.cluster_domain.parse().unwrap_or_else(|_| Name::root()));
+        policy.namespaces = facts.namespaces.iter().cloned().collect();
+        policy.connected_namespace = Some(self.namespace.clone());
+        policy.mapped_namespaces =
+            (!self.mapped_namespaces.is_empty()).then(|| self.mapped_namespaces.iter().cloned().collect());
+        policy.subnets = facts.service_subnets.iter().chain(&facts.pod_subnets).copied().collect();
+        self.config.rule_names(&mut policy);
+        policy
+    }
 }
 
 /// A running name server. Ends when dropped.
@@ -46,15 +68,16 @@ impl Serving {
         wanted: Wanted,
         session: &Session,
         bypass: Bypass,
+        addresses: Addresses,
     ) -> io::Result<Self> {
         let bound = sockets.into_iter().map(|own| bind(own, name_servers)).collect::<io::Result<Vec<_>>>()?;
         let shown = bound.iter().map(|bound| bound.name_server.ip().to_string()).collect();
         let mut facts = session.facts.clone();
-        let first = policy(&wanted, &facts.borrow_and_update());
+        let first = wanted.policy(&facts.borrow_and_update());
         let (sender, receiver) = watch::channel(Arc::new(first));
         let follower = tokio::spawn(async move {
             while facts.changed().await.is_ok() {
-                let now = policy(&wanted, &facts.borrow_and_update());
+                let now = wanted.policy(&facts.borrow_and_update());
                 sender.send_replace(Arc::new(now));
             }
         });
@@ -82,17 +105,6 @@ impl Drop for Serving {
     fn drop(&mut self) {
         self.policy.abort();
     }
-}
-
-fn policy(wanted: &Wanted, facts: &Facts) -> PolicyConfig {
-    // A domain that is no name leaves only what needs none.
-    let mut policy = PolicyConfig::new(facts.cluster_domain.parse().unwrap_or_else(|_| Name::root()));
-    policy.namespaces = facts.namespaces.iter().cloned().collect();
-    policy.connected_namespace = Some(wanted.namespace.clone());
-    policy.mapped_namespaces =
-        (!wanted.mapped_namespaces.is_empty()).then(|| wanted.mapped_namespaces.iter().cloned().collect());
-    policy.subnets = facts.service_subnets.iter().chain(&facts.pod_subnets).copied().collect();
-    policy
 }
 
 fn bind(own: DnsSockets, name_servers: &[NameServer]) -> io::Result<BoundSockets> {

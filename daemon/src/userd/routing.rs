@@ -126,7 +126,8 @@ pub(crate) async fn follow(
             tracing::info!("{note}");
         }
         // Virtual addresses work before their subnet is hidden; a subnet's own addresses only once it is not any more.
-        if wanted.plan.hidden != before.plan.hidden && wanted.plan.steer.iter().all(|net| before.plan.steer.contains(net))
+        if wanted.plan.hidden != before.plan.hidden
+            && wanted.plan.steer.iter().all(|net| before.plan.steer.contains(net))
         {
             decided.send_modify(|now| now.subnets = Arc::clone(&wanted.subnets));
         }

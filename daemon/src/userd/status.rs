@@ -2,6 +2,7 @@
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use tpx_core::subnets::{self, Mode};
 
 /// The whole state of one connection.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -65,23 +66,48 @@ pub(crate) struct Manager {
 /// How connections enter the tunnel.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Datapath {
-    /// `ebpf`.
+    /// `ebpf` or `tun`.
     pub road: String,
-    /// What steers: the cluster subnets.
+    /// Why this one.
+    pub because: String,
+    /// What enters the tunnel, and how.
     pub subnets: Vec<Subnet>,
     /// What never enters the tunnel although a subnet covers it.
     pub except: Vec<IpNet>,
+    /// Why a later change of cluster or host could not be followed.
+    pub problem: Option<String>,
 }
 
-/// One cluster subnet.
+/// A subnet that is reached through the cluster.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Subnet {
     /// Its range.
     pub cidr: IpNet,
-    /// `services` or `pods`.
+    /// `services`, `pods`, `also-proxy` or `vnat`.
     pub role: String,
-    /// How it is reached: `direct`, under its own addresses.
+    /// `direct` (under its own addresses), `virtual` or `refused`.
     pub mode: String,
+    /// Where its virtual addresses come from.
+    pub range: Option<IpNet>,
+    /// Why it is not direct.
+    pub because: Option<String>,
+}
+
+impl From<&subnets::Subnet> for Subnet {
+    fn from(subnet: &subnets::Subnet) -> Self {
+        let (mode, range, because) = match &subnet.mode {
+            Mode::Direct => ("direct", None, None),
+            Mode::Virtual { range, because } => ("virtual", Some(*range), Some(because)),
+            Mode::Refused { because } => ("refused", None, Some(because)),
+        };
+        Self {
+            cidr: subnet.cidr,
+            role: subnet.role.to_string(),
+            mode: mode.into(),
+            range,
+            because: because.map(ToString::to_string),
+        }
+    }
 }
 
 /// The name server side.

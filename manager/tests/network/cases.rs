@@ -2,8 +2,7 @@
 
 use std::{future::Future, net::IpAddr, pin::Pin, time::Duration};
 
-use bytes::Bytes;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tpx_api::proto;
 use tpx_core::dial::DialFailure;
 use tpx_link::{
@@ -24,6 +23,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("a_target_without_a_route_is_refused", || Box::pin(a_target_without_a_route_is_refused())),
     ("datagrams_hear_why_they_did_not_arrive", || Box::pin(datagrams_hear_why_they_did_not_arrive())),
     ("a_narrow_path_is_told_and_then_used", || Box::pin(a_narrow_path_is_told_and_then_used())),
+    ("a_policy_is_told_apart", || Box::pin(a_policy_is_told_apart())),
     ("without_the_sysctl_ping_is_prohibited", || Box::pin(without_the_sysctl_ping_is_prohibited())),
 ];
 
@@ -84,8 +84,9 @@ async fn echo_requests_are_answered() {
         }
         assert_eq!(answer(&mut other).await, Some(EchoEvent::Reply(echo(77, 8))), "{target}");
     }
-    // In fragments.
-    for target in ["127.0.0.1", "::1", "10.9.0.2", "fd09:0::2"] {
+    // In fragments. Not on loopback, which does not cut: there the kernel sometimes gets the checksum of a message that
+    // is longer than 16 KiB wrong (its pieces may start at odd offsets, `ping_getfrag` adds them as if they were even).
+    for target in ["10.9.0.2", "fd09:0::2"] {
         let mut echoes = laptop.ping(target).await;
         assert!(echoes.try_send(echo(1, 60_000)));
         assert_eq!(answer(&mut echoes).await, Some(EchoEvent::Reply(echo(1, 60_000))), "{target}");
@@ -104,20 +105,17 @@ async fn a_series_ends_with_its_session() {
 async fn each_request_hears_why_nobody_answers() {
     let laptop = Laptop::new().await;
     for (target, why) in [
-        // Nobody on our own link, nobody on the far one, nowhere for the router to send it.
+        // Nobody on our own link, nobody on the far one.
         ("10.9.0.99", DialFailure::HostUnreachable),
         ("fd09:0::99", DialFailure::HostUnreachable),
         ("10.9.1.99", DialFailure::HostUnreachable),
         ("fd09:1::99", DialFailure::HostUnreachable),
-        ("10.9.1.200", DialFailure::Prohibited),
     ] {
         let mut echoes = laptop.ping(target).await;
         for sequence in [3, 4] {
-            let start = Instant::now();
             assert!(echoes.try_send(echo(sequence, 56)));
             let expected = EchoEvent::Unreachable { sequence: Some(sequence), why };
             assert_eq!(answer(&mut echoes).await, Some(expected), "{target}");
-            assert!(start.elapsed() < Duration::from_secs(5), "{target}: {:?}", start.elapsed());
         }
     }
 }
@@ -139,6 +137,23 @@ async fn a_target_without_a_route_is_refused() {
     }
 }
 
+async fn a_policy_is_told_apart() {
+    let laptop = Laptop::new().await;
+    let mut echoes = laptop.ping("10.9.1.200").await;
+    // As `told` does.
+    let mut heard = None;
+    for _ in 0..10 {
+        assert!(echoes.try_send(echo(5, 56)));
+        heard = timeout(Duration::from_millis(1500), echoes.recv()).await.ok().flatten();
+        if heard.is_some() {
+            break;
+        }
+    }
+    assert_eq!(heard, Some(EchoEvent::Unreachable { sequence: Some(5), why: DialFailure::Prohibited }));
+    let mut datagrams = laptop.udp("10.9.1.200").await;
+    assert_eq!(told(&mut datagrams, 8).await, Some(Event::Unreachable(DialFailure::Prohibited)));
+}
+
 async fn datagrams_hear_why_they_did_not_arrive() {
     let laptop = Laptop::new().await;
     for (target, why) in [
@@ -149,32 +164,45 @@ async fn datagrams_hear_why_they_did_not_arrive() {
         ("fd09:0::99", DialFailure::HostUnreachable),
         ("10.9.1.99", DialFailure::HostUnreachable),
         ("fd09:1::99", DialFailure::HostUnreachable),
-        ("10.9.1.200", DialFailure::Prohibited),
     ] {
         let mut datagrams = laptop.udp(target).await;
-        assert!(datagrams.try_send(Bytes::from_static(b"anybody?")));
-        assert_eq!(event(&mut datagrams).await, Some(Event::Unreachable(why)), "{target}");
+        assert_eq!(told(&mut datagrams, 8).await, Some(Event::Unreachable(why)), "{target}");
     }
+}
+
+/// Sends until something comes back: a router reports one error each second, after a burst of six (`icmp_ratelimit`).
+async fn told(datagrams: &mut Datagrams, length: usize) -> Option<Event> {
+    for _ in 0..10 {
+        assert!(datagrams.try_send(vec![0; length].into()));
+        if let Ok(event) = timeout(Duration::from_millis(1500), datagrams.recv()).await {
+            return event;
+        }
+    }
+    panic!("no answer");
 }
 
 async fn a_narrow_path_is_told_and_then_used() {
     let laptop = Laptop::new().await;
     for target in ["10.9.1.2", "fd09:1::2"] {
         let mut datagrams = laptop.udp(target).await;
-        assert!(datagrams.try_send(vec![0; 1400].into()));
-        assert_eq!(event(&mut datagrams).await, Some(Event::TooBig { mtu: 1280 }), "{target}");
+        assert_eq!(told(&mut datagrams, 1400).await, Some(Event::TooBig { mtu: 1280 }), "{target}");
         // The kernel knows now, and cuts what is longer: it arrives, and is refused there.
-        assert!(datagrams.try_send(vec![0; 1400].into()));
-        assert_eq!(event(&mut datagrams).await, Some(Event::Unreachable(DialFailure::Refused)), "{target}");
+        assert_eq!(told(&mut datagrams, 1400).await, Some(Event::Unreachable(DialFailure::Refused)), "{target}");
     }
 }
 
 async fn without_the_sysctl_ping_is_prohibited() {
-    const RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
-    let laptop = Laptop::new().await;
-    std::fs::write(RANGE, "1 0").unwrap();
-    let mut echoes = laptop.ping("127.0.0.1").await;
-    let refused = answer(&mut echoes).await;
-    std::fs::write(RANGE, "0 0").unwrap();
+    // In a fresh namespace nobody may ping.
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+        assert!(up.success());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let laptop = Laptop::new().await;
+            answer(&mut laptop.ping("127.0.0.1").await).await
+        })
+    });
+    let refused = thread.join().unwrap();
     assert_eq!(refused, Some(EchoEvent::Unreachable { sequence: None, why: DialFailure::Prohibited }));
 }

@@ -28,6 +28,12 @@ const SETUP: &str = r#"
     echo 0 0 > /proc/sys/net/ipv4/ping_group_range
     ip netns add router
     ip netns add far
+    # Addresses count at once, and no error is held back.
+    ready='
+        for conf in all default; do echo 0 > /proc/sys/net/ipv6/conf/$conf/accept_dad; done
+        echo 0 > /proc/sys/net/ipv6/icmp/ratelimit'
+    sh -ec "$ready"
+    for namespace in router far; do nsenter --net=/run/netns/$namespace sh -ec "$ready"; done
     ip link add near0 type veth peer name near1 netns router
     ip -n router link add far0 type veth peer name far1 netns far
     # Neighbours that do not answer are given up after 0.3 s.
@@ -57,6 +63,11 @@ const SETUP: &str = r#"
     ip route add fd09:1::/64 via fd09:0::2
     ip route add prohibit 198.51.100.0/24
     ip -n router route add prohibit 10.9.1.128/25
+    # The kernel notices a little later that the links are up.
+    for attempt in $(seq 50); do
+        { ip link; ip -n router link; ip -n far link; } | grep -q 'state .*DOWN' || break
+        sleep 0.1
+    done
 "#;
 
 fn main() -> ExitCode {

@@ -10,6 +10,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::BufMut;
+
 use super::{
     flow::{Event, Flow},
     shared::Shared,
@@ -44,6 +46,14 @@ impl NetStream {
     /// was received before.
     pub fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
         self.shared.with(&self.flow, |tcp| tcp.recv(into))
+    }
+
+    /// The same into a buffer that may grow: takes all that is there and fits.
+    ///
+    /// # Errors
+    /// Those of [`try_read`](Self::try_read).
+    pub fn try_read_buf(&self, into: &mut impl BufMut) -> io::Result<usize> {
+        self.shared.with(&self.flow, |tcp| tcp.recv_buf(into))
     }
 
     /// Waits until [`try_write_vectored`](Self::try_write_vectored) has room, or an error to tell. One task can wait at a

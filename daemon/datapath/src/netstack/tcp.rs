@@ -6,6 +6,7 @@
 
 use std::{io, time::Duration};
 
+use bytes::BufMut;
 use smoltcp::{
     iface::{Config, Interface, SocketHandle, SocketSet},
     phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken},
@@ -209,6 +210,27 @@ impl TcpFlow {
             Ok(n) => Ok(n),
             Err(RecvError::Finished) => Ok(0),
             Err(RecvError::InvalidState) => Err(self.broken.unwrap_or(Broken::Aborted).into()),
+        }
+    }
+
+    /// The same into a buffer that may grow.
+    pub(crate) fn recv_buf(&mut self, into: &mut impl BufMut) -> io::Result<usize> {
+        let mut all = 0;
+        loop {
+            let take = |data: &mut [u8]| {
+                let n = data.len().min(into.remaining_mut());
+                into.put_slice(&data[..n]);
+                (n, n)
+            };
+            // Twice at most: the ring's end, and its beginning.
+            match self.socket_mut().recv(take) {
+                Ok(0) if all == 0 && into.has_remaining_mut() => return Err(io::ErrorKind::WouldBlock.into()),
+                Ok(0) => return Ok(all),
+                Ok(n) => all += n,
+                Err(_) if all > 0 => return Ok(all),
+                Err(RecvError::Finished) => return Ok(0),
+                Err(RecvError::InvalidState) => return Err(self.broken.unwrap_or(Broken::Aborted).into()),
+            }
         }
     }
 

@@ -35,6 +35,9 @@ pub(crate) const NARROW: u16 = 92;
 /// Sends bytes for as long as it can, and counts when the connection [breaks].
 pub(crate) const POURS: u16 = 93;
 
+/// Answers datagrams after half a second.
+pub(crate) const LATE: u16 = 94;
+
 /// The hold of [`HELD`].
 pub(crate) const HOLD: Duration = Duration::from_secs(1);
 /// The host that does not answer.
@@ -114,13 +117,14 @@ async fn source(stream: &NetStream) -> io::Result<()> {
         line.extend_from_slice(&bytes[..n]);
     }
     let length: usize = String::from_utf8_lossy(&line).trim().parse().map_err(io::Error::other)?;
-    let (mut left, mut sum, mut number) = (length, Sum::default(), 0u32);
+    let (mut left, mut sum) = (length, Sum::default());
+    let mut part: Vec<u8> = (0..100_001u32).map(|i| (i ^ i >> 8) as u8).collect();
     while left > 0 {
-        let part: Vec<u8> = (0..left.min(100_001) as u32).map(|i| (i ^ number) as u8).collect();
-        number += 1;
+        part[..8].copy_from_slice(&left.to_be_bytes());
+        let part = &part[..left.min(100_001)];
         left -= part.len();
-        sum.update(&part);
-        write(stream, &part).await?;
+        sum.update(part);
+        write(stream, part).await?;
     }
     write(stream, &sum.finish()).await?;
     stream.shutdown_write()?;
@@ -191,6 +195,10 @@ async fn datagrams(mut flow: DatagramFlow) {
     while let Some(payload) = flow.incoming.recv().await {
         match flow.destination.port() {
             ECHO => flow.back.send(&payload),
+            LATE => {
+                sleep(Duration::from_millis(500)).await;
+                flow.back.send(&payload);
+            }
             NARROW => flow.back.too_big(1280),
             HOST_UNREACHABLE => flow.back.unreachable(DialFailure::HostUnreachable),
             _ => flow.back.unreachable(DialFailure::Refused),

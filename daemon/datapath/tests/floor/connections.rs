@@ -71,8 +71,9 @@ pub(crate) fn volume(world: &World) -> Result<()> {
     world.everywhere(cluster::SINK, |_, to| {
         let mut stream = connect(to)?;
         let mut sum = Sum::default();
+        let mut part: Vec<u8> = (0..1u32 << 20).map(|i| (i ^ i >> 8) as u8).collect();
         for number in 0..MUCH >> 20 {
-            let part: Vec<u8> = (0..1u32 << 20).map(|i| (i ^ i >> 8 ^ number as u32) as u8).collect();
+            part[..8].copy_from_slice(&(number as u64).to_be_bytes());
             sum.update(&part);
             stream.write_all(&part).context("write")?;
         }

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod connections;
+mod datagrams;
 mod sum;
 #[expect(unsafe_code, reason = "making a TUN device")]
 mod sys;
@@ -28,6 +29,11 @@ const CASES: &[Case] = &[
     ("halves_end_on_their_own", connections::halves),
     ("resets_are_resets", connections::resets),
     ("five_hundred_at_once", connections::many),
+    ("datagrams_of_every_size", datagrams::sizes),
+    ("datagrams_that_do_not_arrive", datagrams::errors),
+    ("nobody_gets_anothers_answer", datagrams::many),
+    ("pings_are_answered", datagrams::pings),
+    ("unknown_protocols_are_refused", datagrams::strangers),
 ];
 
 fn main() -> ExitCode {

@@ -14,7 +14,7 @@ use nix::{
 };
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::runtime::Runtime;
-use tpx_datapath::{Floor, FloorGauge, FloorSettings, linux::Tun};
+use tpx_datapath::{Floor, FloorGauge, FloorReading, FloorSettings, linux::Tun};
 
 use crate::{cluster, sys};
 
@@ -30,7 +30,8 @@ pub(crate) struct Road {
 }
 
 pub(crate) struct World {
-    pub(crate) runtime: Runtime,
+    /// Carries the floors.
+    _runtime: Runtime,
     pub(crate) roads: Vec<Road>,
 }
 
@@ -42,12 +43,17 @@ impl Road {
 
     /// Waits until no connection is left.
     pub(crate) fn settle(&self) -> Result<()> {
+        self.wait_for("connections end", |reading| reading.connections == 0)
+    }
+
+    /// Waits until the floor is as it should be.
+    pub(crate) fn wait_for(&self, what: &str, right: impl Fn(&FloorReading) -> bool) -> Result<()> {
         let start = Instant::now();
-        let left = || self.gauge.read().connections;
-        while left() > 0 && start.elapsed() < Duration::from_secs(10) {
+        while !right(&self.gauge.read()) && start.elapsed() < Duration::from_secs(10) {
             thread::sleep(Duration::from_millis(5));
         }
-        ensure!(left() == 0, "{}: {:?}", self.name, self.gauge.read());
+        let reading = self.gauge.read();
+        ensure!(right(&reading), "{}: {what}: {reading:?}", self.name);
         Ok(())
     }
 }
@@ -80,7 +86,7 @@ impl World {
             }
             anyhow::Ok(roads)
         })?;
-        Ok(Self { runtime, roads })
+        Ok(Self { _runtime: runtime, roads })
     }
 
     /// Runs something on both roads, over both families.
@@ -116,9 +122,13 @@ async fn road(netlink: &Handle, name: &'static str, vnet_hdr: bool, number: u8) 
     let to4 = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net4, 16).output_interface(index);
     netlink.route().add(to4.pref_source(own4).build()).execute().await?;
     let to6 = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net6, 64).output_interface(index);
-    netlink.route().add(to6.pref_source(own6).build()).execute().await?;
-    // An address of IPv6 is of no use before it is known that no one else has it.
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let to6 = to6.pref_source(own6).build();
+    // The kernel makes an address of IPv6 useful some moments after it was added, in a task of its own.
+    let start = Instant::now();
+    while let Err(e) = netlink.route().add(to6.clone()).execute().await {
+        ensure!(start.elapsed() < Duration::from_secs(5), "route: {e}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let floor = Floor::with_settings(Tun::new(file, vnet_hdr)?, MTU, FloorSettings::default());
     let gauge = floor.gauge();
     tokio::spawn(cluster::serve(floor));
