@@ -60,6 +60,13 @@ pub(crate) struct Answered {
     pub(crate) age: Duration,
 }
 
+impl Answered {
+    /// How much longer it may be used.
+    pub(crate) fn life(&self) -> Duration {
+        reply::life(&self.message).min(MAX_LIFE).saturating_sub(self.age)
+    }
+}
+
 type Key = (dns::Name, u16, u16, bool);
 
 pub(crate) struct Cluster {
@@ -128,12 +135,17 @@ impl Cluster {
     }
 }
 
-fn wire_name(name: &dns::Name) -> Result<Name, hickory_proto::serialize::binary::DecodeError> {
+pub(crate) fn wire_name(name: &dns::Name) -> Result<Name, hickory_proto::serialize::binary::DecodeError> {
     let wire = name.to_wire();
     Name::read(&mut BinDecoder::new(&wire))
 }
 
-fn query(name: &Name, question: &Question, dnssec_ok: bool, checking_disabled: bool) -> Result<Vec<u8>, ProtoError> {
+pub(crate) fn query(
+    name: &Name,
+    question: &Question,
+    dnssec_ok: bool,
+    checking_disabled: bool,
+) -> Result<Vec<u8>, ProtoError> {
     let mut query = Query::query(name.clone(), RecordType::from(question.record_type.0));
     query.set_query_class(DNSClass::from(question.class));
     let mut message = Message::query();

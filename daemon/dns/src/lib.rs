@@ -11,13 +11,19 @@
 //!
 //! [`Request`]: hickory_server::server::Request
 
+mod asker;
 mod cluster;
+mod quick;
 mod reply;
 mod server;
 mod tcp;
+mod translate;
 mod udp;
 mod upstream;
 
+pub use asker::Asker;
 pub use cluster::{ClusterResolver, ResolveError};
+pub use reply::Transport;
 pub use server::{BoundSockets, Counts, Limits, Server, ServerHandle, StartError};
+pub use translate::{NoTranslation, Translate};
 pub use upstream::{Bypass, NoBypass};

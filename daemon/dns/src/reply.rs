@@ -11,7 +11,12 @@ use hickory_proto::{
     serialize::binary::BinEncoder,
 };
 use hickory_server::server::Request;
-use tpx_core::dns::{Header, Question};
+use tpx_core::{
+    dns::{Header, Question},
+    vnat::Exhausted,
+};
+
+use crate::translate::Translation;
 
 /// The largest datagram a client gets, however much it offers; more goes over TCP.
 const MAX_UDP_REPLY: u16 = 4096;
@@ -22,9 +27,20 @@ const OPT_LEN: u16 = 11;
 
 /// How the client is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Transport {
+pub enum Transport {
+    /// In datagrams: answers that are too long are cut.
     Udp,
+    /// Over a connection, without the two bytes of length.
     Tcp,
+}
+
+/// Why an answer cannot be given.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AnswerError {
+    #[error(transparent)]
+    Unwritable(#[from] ProtoError),
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
 }
 
 /// What the cluster said, ready to be given to whoever asks.
@@ -63,24 +79,30 @@ pub(crate) fn refusal_of_bytes(message: &[u8], code: ResponseCode) -> Vec<u8> {
 }
 
 /// The cluster's answer for this client: its id, its question byte for byte, records under the name it asked, as many
-/// as it can take.
-pub(crate) fn answer(request: &Request, found: &Found<'_>, transport: Transport) -> Result<Vec<u8>, ProtoError> {
+/// as it can take, each address as the laptop reaches it.
+pub(crate) fn answer(
+    request: &Request,
+    found: &Found<'_>,
+    transport: Transport,
+    translation: &mut Translation<'_>,
+) -> Result<Vec<u8>, AnswerError> {
     let mut metadata = metadata(request);
     metadata.response_code = found.message.metadata.response_code;
     metadata.truncation = found.message.metadata.truncation;
     let asked_here = request.queries.queries().first().map(|query| query.original().name());
     let age = u32::try_from(found.age.as_secs()).unwrap_or(u32::MAX);
-    let adapt = |record: &Record| {
+    let mut adapt = |record: &Record| {
         let mut record = record.clone();
         record.decrement_ttl(age);
         if let Some(name) = asked_here.filter(|_| record.name == *found.asked) {
             record.name = name.clone();
         }
-        record
+        translation.record(&mut record.data)?;
+        Ok::<_, Exhausted>(record)
     };
-    let answers: Vec<Record> = found.message.answers.iter().map(adapt).collect();
-    let authorities: Vec<Record> = found.message.authorities.iter().map(adapt).collect();
-    let additionals: Vec<Record> = found.message.additionals.iter().map(adapt).collect();
+    let answers = found.message.answers.iter().map(&mut adapt).collect::<Result<Vec<_>, _>>()?;
+    let authorities = found.message.authorities.iter().map(&mut adapt).collect::<Result<Vec<_>, _>>()?;
+    let additionals = found.message.additionals.iter().map(&mut adapt).collect::<Result<Vec<_>, _>>()?;
     let limit = match transport {
         Transport::Tcp => u16::MAX,
         Transport::Udp => request.max_payload().min(MAX_UDP_REPLY),

@@ -3,7 +3,7 @@
 //! A client's connection has at most one connection to the original server behind it, opened for the first query that
 //! goes there. Both carry whole messages unread, so zone transfers (many messages for one query) pass as well.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 
 use futures::{SinkExt, StreamExt};
 use hickory_proto::op::ResponseCode;
@@ -23,7 +23,7 @@ use crate::{
     reply::{self, Transport},
     server::{Shared, Verdict},
     udp::is_success,
-    upstream,
+    upstream::{self, Upstream},
 };
 
 /// Queries of one connection that may be under way; more stay unread.
@@ -37,7 +37,7 @@ fn messages(stream: TcpStream) -> Messages {
     LengthDelimitedCodec::builder().length_field_length(2).max_frame_length(65_535).new_framed(stream)
 }
 
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, name_server: SocketAddr) {
+pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, name_server: Arc<Upstream>) {
     let connections = Arc::new(Semaphore::new(shared.limits.tcp_connections));
     let mut tasks = JoinSet::new();
     loop {
@@ -45,10 +45,10 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener, name_serve
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, client)) => {
-                let shared = shared.clone();
+                let (shared, name_server) = (shared.clone(), name_server.clone());
                 tasks.spawn(async move {
                     let _permit = permit;
-                    if let Err(error) = Connection::new(shared, stream, client, name_server).run().await {
+                    if let Err(error) = Connection::new(shared, stream, name_server).run().await {
                         tracing::debug!(%error, %client, "a connection ended");
                     }
                 });
@@ -90,8 +90,7 @@ enum Event {
 struct Connection {
     shared: Arc<Shared>,
     client: Messages,
-    client_address: SocketAddr,
-    name_server: SocketAddr,
+    name_server: Arc<Upstream>,
     road: Road,
     /// By the id of the query; a client that uses one id twice at a time cannot tell the answers apart either.
     pending: BTreeMap<u16, Pending>,
@@ -100,11 +99,10 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(shared: Arc<Shared>, stream: TcpStream, client_address: SocketAddr, name_server: SocketAddr) -> Self {
+    fn new(shared: Arc<Shared>, stream: TcpStream, name_server: Arc<Upstream>) -> Self {
         Self {
             shared,
             client: messages(stream),
-            client_address,
             name_server,
             road: Road::Closed,
             pending: BTreeMap::new(),
@@ -151,10 +149,10 @@ impl Connection {
     }
 
     fn take_query(&mut self, query: Bytes) {
-        let (shared, client) = (self.shared.clone(), self.client_address);
+        let (shared, name_server) = (self.shared.clone(), self.name_server.clone());
         self.tasks.spawn(async move {
             let verdict = match shared.in_flight.acquire().await {
-                Ok(_permit) => shared.judge(&query, client, Transport::Tcp).await,
+                Ok(_permit) => shared.judge(&query, Some(&name_server), Transport::Tcp).await,
                 Err(_) => Verdict::Silence,
             };
             Done::Judged(query, verdict)
@@ -166,7 +164,7 @@ impl Connection {
             Verdict::Reply(reply) => return self.send(reply.into()).await,
             // Over TCP there is somebody at the other end, and it does not speak DNS.
             Verdict::Silence => return Err(io::ErrorKind::InvalidData.into()),
-            Verdict::Forward { unless_found } => unless_found,
+            Verdict::Forward { unless_found, .. } => unless_found,
         };
         self.shared.counters.forwarded();
         let Some(header) = Header::parse(&query) else { return Ok(()) };
@@ -184,7 +182,7 @@ impl Connection {
     }
 
     fn open_road(&mut self) {
-        let (shared, name_server) = (self.shared.clone(), self.name_server);
+        let (shared, name_server) = (self.shared.clone(), self.name_server.address);
         self.road = Road::Connecting;
         self.tasks.spawn(async move {
             Done::Connected(upstream::tcp(name_server, &*shared.bypass, shared.limits.forward_timeout).await)
@@ -195,7 +193,7 @@ impl Connection {
         let mut messages = match connected {
             Ok(stream) => Box::new(messages(stream)),
             Err(error) => {
-                tracing::debug!(%error, name_server = %self.name_server, "the name server cannot be reached");
+                tracing::debug!(%error, name_server = %self.name_server.address, "the name server cannot be reached");
                 self.road = Road::Closed;
                 return self.fail_pending().await;
             }

@@ -6,7 +6,14 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream, UdpSocket};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream, UdpSocket},
+    sync::Semaphore,
+};
+use tpx_core::dns::Header;
+
+const MAX_MESSAGE: usize = 65_535;
 
 /// Lets a socket reach the original name servers while their port 53 is steered to tpx.
 pub trait Bypass: Send + Sync + 'static {
@@ -27,9 +34,65 @@ impl Bypass for NoBypass {
     }
 }
 
+/// One original name server.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    sockets: Semaphore,
+}
+
+impl Upstream {
+    /// At most so many sockets for datagrams are open at once.
+    pub(crate) fn new(address: SocketAddr, sockets: usize) -> Self {
+        Self { address, sockets: Semaphore::new(sockets) }
+    }
+
+    /// Sends `query` as it is and waits for its answer. Datagrams with another id are not it (RFC 5452, 9.1).
+    pub(crate) async fn exchange(&self, bypass: &dyn Bypass, query: &[u8]) -> io::Result<Vec<u8>> {
+        let _permit = self.sockets.acquire().await.map_err(io::Error::other)?;
+        let socket = udp(self.address, bypass)?;
+        socket.send(query).await?;
+        let id = Header::parse(query).map(|header| header.id);
+        let mut answer = vec![0; MAX_MESSAGE];
+        loop {
+            let length = socket.recv(&mut answer).await?;
+            let header = Header::parse(&answer[..length]);
+            if header.is_some_and(|header| header.is_response && Some(header.id) == id) {
+                answer.truncate(length);
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// The same over a connection for this one query.
+    pub(crate) async fn exchange_over_tcp(
+        &self,
+        bypass: &dyn Bypass,
+        query: &[u8],
+        patience: Duration,
+    ) -> io::Result<Vec<u8>> {
+        let mut stream = tcp(self.address, bypass, patience).await?;
+        let length = u16::try_from(query.len()).map_err(io::Error::other)?;
+        stream.write_all(&[&length.to_be_bytes()[..], query].concat()).await?;
+        let length = stream.read_u16().await?;
+        let mut answer = vec![0; length.into()];
+        stream.read_exact(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// The whole answer, over TCP where it does not fit into a datagram.
+    pub(crate) async fn whole(&self, bypass: &dyn Bypass, query: &[u8], patience: Duration) -> io::Result<Vec<u8>> {
+        let answer = self.exchange(bypass, query).await?;
+        match Header::parse(&answer) {
+            Some(header) if header.is_truncated => self.exchange_over_tcp(bypass, query, patience).await,
+            _ => Ok(answer),
+        }
+    }
+}
+
 /// A UDP socket connected to `server`. The kernel picks a random source port (RFC 5452, 9.2) and drops datagrams from
 /// other addresses.
-pub(crate) fn udp(server: SocketAddr, bypass: &dyn Bypass) -> io::Result<UdpSocket> {
+fn udp(server: SocketAddr, bypass: &dyn Bypass) -> io::Result<UdpSocket> {
     let socket = open(server, Type::DGRAM, Protocol::UDP, bypass)?;
     socket.connect(&server.into())?;
     UdpSocket::from_std(socket.into())

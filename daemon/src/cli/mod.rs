@@ -2,8 +2,11 @@
 
 mod config;
 mod connect;
+mod env;
+mod explain;
 mod launch;
 mod manager;
+mod maps;
 mod output;
 mod render;
 mod routing;
@@ -88,7 +91,17 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Look at the kernel's own maps
+    /// Say why an address, a name or a process's connections go where they go
+    ///
+    /// Which rule decides, which road TCP, UDP and ping take, which translation, and what this host would do without tpx.
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::ExplainArgs),
+    /// Use a pod's environment on this laptop
+    Env {
+        #[command(subcommand)]
+        command: EnvCommand,
+    },
+    /// Look at what is carried, and at the kernel's own maps
     Maps {
         #[command(subcommand)]
         command: MapsCommand,
@@ -156,9 +169,20 @@ enum ConfigCommand {
 }
 
 #[derive(Subcommand)]
+enum EnvCommand {
+    /// Exchange addresses in subnets that are behind virtual addresses for the virtual ones
+    ///
+    /// Reads variables from arguments, a file, or standard input, and prints them. Subnets (10.96.0.0/16), names and all
+    /// else stay as they are.
+    #[command(after_help = env::EXAMPLES)]
+    Translate(env::TranslateArgs),
+}
+
+#[derive(Subcommand)]
 enum MapsCommand {
-    /// Print rules, name servers, held connections and counters as the kernel has them
-    Dump,
+    /// Print what is carried and what the kernel's maps hold, with names of services beside addresses
+    #[command(after_help = maps::EXAMPLES)]
+    Dump(maps::DumpArgs),
 }
 
 #[derive(Subcommand)]
@@ -212,7 +236,9 @@ fn run(cli: Cli, out: &output::Output) -> Result<ExitCode, Failure> {
         Command::Version => simple::version(out, &name),
         Command::ListNamespaces => simple::list_namespaces(out, &name),
         Command::Config { command: ConfigCommand::View(args) } => config::view(out, &name, file, &args),
-        Command::Maps { command: MapsCommand::Dump } => simple::maps_dump(out, &name),
+        Command::Explain(args) => explain::run(out, &name, &args),
+        Command::Env { command: EnvCommand::Translate(args) } => env::translate(out, &name, &args),
+        Command::Maps { command: MapsCommand::Dump(args) } => maps::dump(out, &name, &args),
         Command::Manager { command: ManagerCommand::Install { kube, image } } => manager::install(out, kube, image),
         Command::Manager { command: ManagerCommand::Uninstall { kube } } => manager::uninstall(out, kube),
         Command::Userd => unreachable!("it has begun above"),

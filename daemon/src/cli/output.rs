@@ -33,6 +33,26 @@ impl Output {
         let _ = writeln!(std::io::stdout(), "{}", document.trim_end());
     }
 
+    /// Whether results are for people.
+    pub(crate) fn is_text(&self) -> bool {
+        self.format == Format::Text
+    }
+
+    /// Prints one of many results: JSON on one line each, YAML as a document of a stream.
+    ///
+    /// # Errors
+    /// Nobody reads any more.
+    pub(crate) fn append<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> std::io::Result<()> {
+        let document = match self.format {
+            Format::Text => format!("{}\n", text().trim_end()),
+            Format::Json => serde_json::to_string(value)?,
+            Format::Yaml => format!("---\n{}", serde_saphyr::to_string(value).unwrap_or_default().trim_end()),
+        };
+        let mut out = std::io::stdout();
+        writeln!(out, "{document}")?;
+        out.flush()
+    }
+
     /// Prints a failure: a line on stderr for people, a document on stdout for programs.
     pub(crate) fn failure(&self, failure: &Failure) {
         if self.format == Format::Text {

@@ -87,15 +87,6 @@ pub(crate) fn list_namespaces(out: &Output, name: &str) -> Result<ExitCode, Fail
     Ok(ExitCode::SUCCESS)
 }
 
-/// `tpx maps dump`.
-pub(crate) fn maps_dump(out: &Output, name: &str) -> Result<ExitCode, Failure> {
-    match client(name)?.ask(&Request::MapsDump, &mut |_| {})? {
-        Reply::Maps(maps) => out.result(&*maps, || render::maps(&maps)),
-        other => return Err(unexpected(&other)),
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 /// Asks for the state.
 pub(crate) fn ask_status(client: &mut Client) -> Result<Status, Failure> {
     match client.ask(&Request::Status, &mut |_| {})? {
@@ -115,6 +106,10 @@ pub(crate) fn unexpected(reply: &Reply) -> Failure {
     Failure::internal(format!("the user daemon answered something else: {reply:?}"))
 }
 
-fn client(name: &str) -> Result<Client, Failure> {
+/// The user daemon called `name`.
+///
+/// # Errors
+/// When it does not run.
+pub(crate) fn client(name: &str) -> Result<Client, Failure> {
     open(name)?.ok_or_else(|| Failure::new(Kind::NotConnected, "not connected", "run `tpx connect`"))
 }

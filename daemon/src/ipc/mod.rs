@@ -2,15 +2,18 @@
 //! open. A request is answered by any number of [`Reply::Progress`] lines and one final line.
 
 mod client;
+mod questions;
 mod server;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tpx_core::config::{Config, Partial};
-use tpx_datapath::MapsDump;
 
 pub(crate) use client::Client;
+pub(crate) use questions::{
+    Explained, FlowRow, MapsView, NameExplanation, Process, ProcessExplanation, ScopeRow, Target, Variable, VnatRow,
+};
 pub(crate) use server::{Bound, Exchange, bind};
 
 use crate::{failure::Failure, userd::status::Status};
@@ -34,6 +37,16 @@ pub(crate) enum Request {
     ListNamespaces,
     /// The configuration that the connection runs with.
     ConfigView,
+    /// Why an address, a name's addresses or a process's connections go where they go.
+    Explain {
+        /// What is asked about.
+        target: Target,
+    },
+    /// Variables of a pod, with the addresses that they have on this laptop.
+    TranslateEnv {
+        /// The variables.
+        variables: Vec<Variable>,
+    },
 }
 
 /// What `tpx connect` was asked for, before defaults from kubeconfig.
@@ -66,9 +79,13 @@ pub(crate) enum Reply {
     /// Final: the state.
     Status(Box<Status>),
     /// Final: the kernel's maps.
-    Maps(Box<MapsDump>),
+    Maps(Box<MapsView>),
     /// Final: the configuration.
     Config(Box<Config>),
+    /// Final: an explanation.
+    Explained(Box<Explained>),
+    /// Final: the variables, in the order of the question.
+    Env(Vec<Variable>),
     /// Final: namespaces.
     Namespaces(Vec<NamespaceRow>),
     /// Final: it failed.

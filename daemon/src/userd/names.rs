@@ -16,7 +16,7 @@ use tpx_core::{
     dns::{Name, NameServer, PolicyConfig},
 };
 use tpx_datapath::linux::{Bypass, DnsSockets};
-use tpx_dns::{BoundSockets, ClusterResolver, Limits, ResolveError, Server, ServerHandle};
+use tpx_dns::{BoundSockets, ClusterResolver, Limits, NoTranslation, ResolveError, Server, ServerHandle};
 
 use super::{
     addresses::Addresses,
@@ -82,8 +82,15 @@ impl Serving {
             }
         });
         let resolver = Arc::new(ThroughManager { manager: session.manager.clone(), session: session.id.clone() });
-        let server = Server::start(bound, receiver, resolver, Arc::new(Outside(bypass)), Limits::default())
-            .map_err(io::Error::other)?;
+        let server = Server::start(
+            bound,
+            receiver,
+            resolver,
+            Arc::new(NoTranslation),
+            Arc::new(Outside(bypass)),
+            Limits::default(),
+        )
+        .map_err(io::Error::other)?;
         Ok(Self { server, policy: follower.abort_handle(), name_servers: shown })
     }
 

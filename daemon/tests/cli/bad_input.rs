@@ -152,3 +152,42 @@ fn a_file_that_cannot_be_read() {
     );
     fails(&laptop, &["connect"], &said);
 }
+
+#[test]
+fn what_cannot_be_explained() {
+    let laptop = Laptop::new();
+    for (target, what) in [
+        ("10.96.0.300", "\"10.96.0.300\" is no address"),
+        ("10.96.0.0/16", "\"10.96.0.0/16\" is no address"),
+        ("http://web-app", "\"http://web-app\" ends in no port"),
+        ("99999999999", "99999999999 is no process id"),
+        ("a..b", "\"a..b\" is no DNS name"),
+    ] {
+        let next = "give an address (10.96.0.10:53, [fd00::1]:53), a DNS name or a process id";
+        fails(&laptop, &["explain", target], &format!("{what}; {next}"));
+    }
+}
+
+#[test]
+fn what_is_no_environment() {
+    let laptop = Laptop::new();
+    let path = laptop.write("pod.env", "A=1\n# fine\n\nB\n").display().to_string();
+    let next = "write KEY=VALUE, one a line";
+    fails(&laptop, &["env", "translate", "--file", &path], &format!("{path}:4: \"B\" has no '='; {next}"));
+    fails(&laptop, &["env", "translate", "A=1", "B"], &format!("\"B\" has no '='; {next}"));
+    let missing = laptop.path("missing.env").display().to_string();
+    let said =
+        format!("cannot read {missing}: No such file or directory (os error 2); give a text file of KEY=VALUE lines");
+    fails(&laptop, &["env", "translate", "--file", &missing], &said);
+    let ended = laptop.run_on("A=1\nexport B=2\n", &["env", "translate"]);
+    let what = "has no name that a variable can have in front of its '='";
+    assert_eq!(ended.stderr, format!("error: standard input:2: \"export B=2\" {what}; {next}\n"));
+    assert_eq!(ended.code, 2);
+}
+
+#[test]
+fn an_unknown_section_of_the_maps() {
+    let ended = Laptop::new().run(&["maps", "dump", "flow"]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.stderr.contains("'flow'") && ended.stderr.contains("'flows'"), "{ended:?}");
+}

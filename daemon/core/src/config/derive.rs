@@ -34,5 +34,13 @@ impl Config {
         let names = |list: &List<super::DnsName>| list.iter().map(|setting| setting.value.name()).collect();
         policy.include_suffixes = names(&self.include_suffixes.value);
         policy.exclude_suffixes = names(&self.exclude_suffixes.value);
+        policy.excludes = names(&self.excludes.value);
+        // Both were names when they were read.
+        policy.mappings = self
+            .mappings
+            .value
+            .iter()
+            .filter_map(|mapping| Some((mapping.value.name.parse().ok()?, mapping.value.alias_for.parse().ok()?)))
+            .collect();
     }
 }

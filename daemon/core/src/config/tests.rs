@@ -90,6 +90,8 @@ fn routing_follows_the_configuration() {
     config.rule_names(&mut names);
     assert_eq!(names.include_suffixes, ["private".parse().unwrap()].into());
     assert!(names.exclude_suffixes.is_empty());
+    assert_eq!(names.excludes, ["api.example.com".parse().unwrap()].into());
+    assert_eq!(names.mappings, [("shop.example".parse().unwrap(), "shop.prod".parse().unwrap())].into());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Answers kept for as long as they may be.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -30,7 +31,10 @@ impl<K: Ord + Clone, V: Clone> Cache<K, V> {
     }
 
     /// The value under `key` and its age, unless it has run out.
-    pub fn get(&self, key: &K, now: Duration) -> Option<(V, Duration)> {
+    pub fn get<Q: Ord + ?Sized>(&self, key: &Q, now: Duration) -> Option<(V, Duration)>
+    where
+        K: Borrow<Q>,
+    {
         let entry = self.entries.get(key).filter(|entry| now < entry.expires)?;
         Some((entry.value.clone(), now.saturating_sub(entry.stored)))
     }

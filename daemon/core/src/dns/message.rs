@@ -52,6 +52,8 @@ pub struct Header {
     pub is_response: bool,
     /// What is asked for.
     pub opcode: Opcode,
+    /// TC: only a part of the answer; the whole of it can be had over TCP.
+    pub is_truncated: bool,
     /// RCODE of an answer, without EDNS's upper bits.
     pub response_code: u8,
     /// QDCOUNT.
@@ -73,6 +75,7 @@ impl Header {
             id: u16::from_be_bytes([header[0], header[1]]),
             is_response: header[2] & 0x80 != 0,
             opcode,
+            is_truncated: header[2] & 0x02 != 0,
             response_code: header[3] & 0x0f,
             questions: u16::from_be_bytes([header[4], header[5]]),
         })

@@ -17,6 +17,6 @@ pub use cache::Cache;
 pub use link::LinkDomains;
 pub use message::{Header, Opcode, Question, QuestionError, RecordType};
 pub use name::{Name, NameError};
-pub use policy::{Decision, PolicyConfig, decide};
+pub use policy::{Alias, Decision, PolicyConfig, decide};
 pub use resolv_conf::{NameServer, ResolvConf, parse_resolv_conf};
-pub use reverse::reverse_net;
+pub use reverse::{reverse_address, reverse_name, reverse_net};

@@ -1,6 +1,11 @@
 //! Who answers a question: the cluster, the original name servers, or both in turn.
 
-use std::{borrow::Cow, collections::BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    str::FromStr,
+};
 
 use ipnet::IpNet;
 
@@ -22,8 +27,37 @@ pub struct PolicyConfig {
     pub exclude_suffixes: BTreeSet<Name>,
     /// Names under these are asked in the cluster as they are; stronger than `exclude_suffixes`.
     pub include_suffixes: BTreeSet<Name>,
+    /// Exactly these names belong to the original servers, although the cluster has them too (a local `redis` instead
+    /// of the cluster's).
+    pub excludes: BTreeSet<Name>,
+    /// Exactly these names stand for others, or for an address. Stronger than everything else; what they stand for is
+    /// not looked up here again.
+    pub mappings: BTreeMap<Name, Alias>,
     /// The cluster's service and pod subnets, for reverse names.
     pub subnets: Vec<IpNet>,
+    /// Where virtual addresses come from: reverse names of those that nothing is behind belong to nobody.
+    pub virtual_subnets: Vec<IpNet>,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Alias {
+    /// Another name, of the cluster's or not.
+    Name(Name),
+    /// An address.
+    Address(IpAddr),
+}
+
+/// An address where it can be read as one.
+impl FromStr for Alias {
+    type Err = super::NameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(address) => Ok(Self::Address(address)),
+            Err(_) => text.parse().map(Self::Name),
+        }
+    }
 }
 
 impl PolicyConfig {
@@ -39,7 +73,10 @@ impl PolicyConfig {
             connected_namespace: None,
             exclude_suffixes: Self::DEFAULT_EXCLUDE_SUFFIXES.iter().filter_map(|text| text.parse().ok()).collect(),
             include_suffixes: BTreeSet::new(),
+            excludes: BTreeSet::new(),
+            mappings: BTreeMap::new(),
             subnets: Vec::new(),
+            virtual_subnets: Vec::new(),
         }
     }
 
@@ -87,26 +124,52 @@ pub enum Decision {
     },
     /// The original server, untouched.
     Elsewhere,
+    /// The original server, about another name; its answer is given under the name that was asked.
+    ElsewhereAs(Name),
+    /// This address, and no other record.
+    Address(IpAddr),
     /// Nobody: the name belongs to a part of the cluster that must not be seen, or cannot exist.
     NxDomain,
 }
 
 /// Decides who answers `question`.
 ///
-/// In this order: the cluster domain and what lies under it; reverse names of the cluster's subnets; `.svc` and
-/// `.pod`; included suffixes; excluded suffixes; names whose last label is one of the cluster's namespaces; single
-/// labels, which are services of the connected namespace. The first four and the namespaces never go elsewhere, also
-/// when the cluster does not know the name: it would tell strangers what runs inside.
+/// In this order: mapped names; excluded names; the cluster domain and what lies under it; reverse names of virtual
+/// addresses and of the cluster's subnets; `.svc` and `.pod`; included suffixes; excluded suffixes; names whose last
+/// label is one of the cluster's namespaces; single labels, which are services of the connected namespace. What is under
+/// the cluster domain, `.svc` or `.pod`, included, reverse, or in a namespace never goes elsewhere, also when the cluster
+/// does not know the name: it would tell strangers what runs inside.
 pub fn decide(config: &PolicyConfig, question: &Question) -> Decision {
+    match config.mappings.get(&question.name) {
+        Some(Alias::Address(address)) => Decision::Address(address.to_canonical()),
+        Some(Alias::Name(name)) => {
+            let asked = Question { name: name.clone(), ..*question };
+            match decide_plain(config, &asked) {
+                Decision::Elsewhere => Decision::ElsewhereAs(name.clone()),
+                // Whoever maps a name to a single label means the service.
+                Decision::ClusterThenElsewhere { candidates } => Decision::Cluster { candidates },
+                other => other,
+            }
+        }
+        None if config.excludes.contains(&question.name) => Decision::Elsewhere,
+        None => decide_plain(config, question),
+    }
+}
+
+/// [`decide`] without the rules for single names.
+fn decide_plain(config: &PolicyConfig, question: &Question) -> Decision {
     let name = &question.name;
     let domain = &*config.domain();
     if let Some(relative) = name.relative_to(domain) {
         return if is_hidden(config, &relative) { Decision::NxDomain } else { cluster([Some(name.clone())]) };
     }
-    if let Some(net) = reverse_net(name)
-        && config.covers(&net)
-    {
-        return cluster([Some(name.clone())]);
+    if let Some(net) = reverse_net(name) {
+        if config.virtual_subnets.iter().any(|range| range.contains(&net)) {
+            return Decision::NxDomain;
+        }
+        if config.covers(&net) {
+            return cluster([Some(name.clone())]);
+        }
     }
     let Some(top) = name.from_top(0) else { return Decision::Elsewhere };
     let included = under_any(name, &config.include_suffixes).then(|| name.clone());

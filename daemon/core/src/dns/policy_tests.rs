@@ -61,6 +61,50 @@ fn every_form_of_a_cluster_name() {
 }
 
 #[test]
+fn mapped_and_excluded_names_are_whole_names() {
+    let mut config = config();
+    config.mappings = [
+        ("postgres", "psql.dev"),
+        ("shop.example.com", "web-app"),
+        ("mirror.example.com", "example.org"),
+        ("my.own.domain", "192.168.0.15"),
+        ("web.emojivoto", "fd00::7"),
+        ("loop.a", "loop.b"),
+        ("loop.b", "loop.a"),
+        ("redis", "other.dev"),
+    ]
+    .map(|(name, alias)| (name.parse().unwrap(), alias.parse().unwrap()))
+    .into();
+    config.excludes =
+        ["redis", "cache", "db.dev", "kube-dns.kube-system.svc.cluster.local"].map(|n| n.parse().unwrap()).into();
+    assert_eq!(ask(&config, "Postgres."), only(&["psql.dev.svc.cluster.local"]));
+    // A single label is the connected namespace's service, and nobody else is asked.
+    assert_eq!(ask(&config, "shop.example.com"), only(&["web-app.emojivoto.svc.cluster.local"]));
+    assert_eq!(ask(&config, "mirror.example.com"), Decision::ElsewhereAs("example.org".parse().unwrap()));
+    assert_eq!(ask(&config, "my.own.domain"), Decision::Address("192.168.0.15".parse().unwrap()));
+    assert_eq!(ask(&config, "web.emojivoto"), Decision::Address("fd00::7".parse().unwrap()));
+    // Names behind names are not mapped again, so nothing can go round in circles.
+    assert_eq!(ask(&config, "loop.a"), Decision::ElsewhereAs("loop.b".parse().unwrap()));
+    assert_eq!(ask(&config, "redis"), only(&["other.dev.svc.cluster.local"]));
+    for name in ["cache", "CACHE.", "db.dev", "kube-dns.kube-system.svc.cluster.local"] {
+        assert_eq!(ask(&config, name), Decision::Elsewhere, "{name}");
+    }
+    // Whole names only.
+    assert_eq!(ask(&config, "x.postgres"), Decision::Elsewhere);
+    assert_eq!(ask(&config, "a.db.dev"), only(&["a.db.dev.svc.cluster.local"]));
+    assert_eq!(ask(&config, "cache.emojivoto"), only(&["cache.emojivoto.svc.cluster.local"]));
+}
+
+#[test]
+fn reverse_names_of_virtual_addresses_are_nobodys() {
+    let mut config = config();
+    config.virtual_subnets = vec!["246.246.0.0/16".parse().unwrap()];
+    assert_eq!(ask(&config, "7.1.246.246.in-addr.arpa"), Decision::NxDomain);
+    assert_eq!(ask(&config, "246.246.in-addr.arpa"), Decision::NxDomain);
+    assert_eq!(ask(&config, "246.in-addr.arpa"), Decision::Elsewhere);
+}
+
+#[test]
 fn other_names_go_elsewhere() {
     let config = config();
     for name in [
@@ -227,6 +271,7 @@ proptest! {
             Decision::Elsewhere | Decision::ClusterThenElsewhere { .. } => prop_assert!(!ours, "{name} leaks"),
             Decision::NxDomain => prop_assert!(ours, "{name} is not ours to deny"),
             Decision::Cluster { .. } => {}
+            Decision::ElsewhereAs(_) | Decision::Address(_) => prop_assert!(false, "{name} is not mapped"),
         }
         if let Decision::Cluster { candidates } | Decision::ClusterThenElsewhere { candidates } = decision {
             prop_assert!(!candidates.is_empty());

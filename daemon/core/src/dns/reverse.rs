@@ -1,6 +1,6 @@
 //! Reverse names: which addresses a name under `in-addr.arpa` or `ip6.arpa` stands for.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -35,6 +35,29 @@ pub fn reverse_net(name: &Name) -> Option<IpNet> {
         }
         _ => None,
     }
+}
+
+/// The one address a reverse name stands for; `None` for a part of one, and for names below one.
+pub fn reverse_address(name: &Name) -> Option<IpAddr> {
+    let net = reverse_net(name)?;
+    let whole = if net.addr().is_ipv4() { 4 } else { 32 };
+    (net.prefix_len() == net.max_prefix_len() && name.len() == whole + 2).then(|| net.addr())
+}
+
+/// The reverse name of an address (RFC 1035, 3.5 and RFC 3596, 2.5).
+pub fn reverse_name(address: IpAddr) -> Name {
+    let text = match address {
+        IpAddr::V4(four) => {
+            let [a, b, c, d] = four.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(six) => {
+            let nibbles: String =
+                six.octets().iter().rev().map(|byte| format!("{:x}.{:x}.", byte & 15, byte >> 4)).collect();
+            nibbles + "ip6.arpa"
+        }
+    };
+    text.parse().unwrap_or_default()
 }
 
 fn octet(label: &[u8]) -> Option<u8> {
@@ -72,6 +95,17 @@ mod tests {
         assert_eq!(net("in-addr.arpa"), None);
         assert_eq!(net("arpa"), None);
         assert_eq!(net("7.3.96.10.in-addr.example"), None);
+    }
+
+    #[test]
+    fn whole_names_and_addresses_are_the_same_thing() {
+        for address in ["10.96.3.7", "0.0.0.0", "fd10:96::307", "::"] {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!(reverse_address(&reverse_name(address)), Some(address));
+        }
+        for part in ["96.10.in-addr.arpa", "x.7.3.96.10.in-addr.arpa", "d.f.ip6.arpa", "example.com"] {
+            assert_eq!(reverse_address(&part.parse().unwrap()), None, "{part}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use tokio::{
     time::timeout,
 };
 use tpx_core::dns::PolicyConfig;
-use tpx_dns::{BoundSockets, Bypass, Limits, Server, ServerHandle};
+use tpx_dns::{BoundSockets, Bypass, Limits, NoTranslation, Server, ServerHandle, Translate};
 
 use super::{
     cluster::Cluster,
@@ -66,13 +66,17 @@ impl World {
     }
 
     pub(crate) async fn with(limits: Limits) -> Self {
+        Self::translated(limits, Arc::new(NoTranslation)).await
+    }
+
+    pub(crate) async fn translated(limits: Limits, translate: Arc<dyn Translate>) -> Self {
         let (cluster, internet) = (Cluster::start().await, Internet::start().await);
         let (udp, tcp) = bound().await;
         let address = udp.local_addr().unwrap();
         let bypass = Arc::new(CountingBypass::default());
         let (policy, watcher) = watch::channel(Arc::new(policy()));
         let sockets = vec![BoundSockets { name_server: internet.address, udp, tcp }];
-        let server = Server::start(sockets, watcher, cluster.clone(), bypass.clone(), limits).unwrap();
+        let server = Server::start(sockets, watcher, cluster.clone(), translate, bypass.clone(), limits).unwrap();
         Self { cluster, internet, server, address, policy, bypass }
     }
 

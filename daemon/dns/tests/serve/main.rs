@@ -7,4 +7,6 @@ mod fixture;
 mod forms;
 mod internet;
 mod rough;
+mod rules;
+mod translated;
 mod untouched;

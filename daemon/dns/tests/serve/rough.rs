@@ -17,7 +17,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tpx_dns::{BoundSockets, Limits, NoBypass, Server, StartError};
+use tpx_dns::{BoundSockets, Limits, NoBypass, NoTranslation, Server, StartError};
 
 use crate::{
     cluster::name,
@@ -27,7 +27,7 @@ use crate::{
 
 #[tokio::test]
 async fn a_cluster_that_fails_is_a_failure_not_a_missing_name() {
-    let limits = Limits { cluster_timeout: Duration::from_millis(300), cache_entries: 0, ..Limits::default() };
+    let limits = Limits { lookup_timeout: Duration::from_millis(300), cache_entries: 0, ..Limits::default() };
     let world = World::with(limits).await;
     let form = "web-app.emojivoto";
     world.cluster.set_unavailable(true);
@@ -196,6 +196,7 @@ async fn a_server_never_forwards_to_itself() {
     let (udp, tcp) = bound().await;
     let sockets = vec![BoundSockets { name_server: udp.local_addr().unwrap(), udp, tcp }];
     let (_policy, watcher) = watch::channel(Arc::new(policy()));
-    let started = Server::start(sockets, watcher, world.cluster.clone(), Arc::new(NoBypass), Limits::default());
+    let (translate, bypass) = (Arc::new(NoTranslation), Arc::new(NoBypass));
+    let started = Server::start(sockets, watcher, world.cluster.clone(), translate, bypass, Limits::default());
     assert!(matches!(started, Err(StartError::Loop(_))));
 }

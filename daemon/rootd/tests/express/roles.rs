@@ -148,6 +148,7 @@ async fn answer(knock: Box<dyn Knock>) {
     sleep(Duration::from_millis(hold)).await;
     match knock.release().await {
         Ok(FlowStream::Socket(stream)) => echo(stream).await,
+        Ok(FlowStream::Netstack(_)) => println!("gone: it came by the floor"),
         Err(e) => println!("gone: {e}"),
     }
 }

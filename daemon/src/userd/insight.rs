@@ -1,0 +1,187 @@
+//! Answers to those who look at a connection: why an address goes where it goes, what is in the maps, what an environment
+//! means here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tpx_core::{
+    dns::{Decision, Name, PolicyConfig, Question, RecordType, decide},
+    explain::{Explanation, View, explain},
+    plan::{Plan, Road, Scope},
+    subnets::{HostRoute, Subnets},
+    vnat::translate_text,
+};
+use tpx_datapath::MapsDump;
+
+use super::{addresses::Addresses, flow_table::FlowTable, process_scope, service_names::ServiceNames};
+use crate::{
+    failure::{Failure, Kind},
+    ipc::{Explained, MapsView, NameExplanation, Reply, Request, ScopeRow, Target, Variable, VnatRow},
+};
+
+/// Longest that a name may take to resolve.
+const RESOLVE: Duration = Duration::from_secs(5);
+
+/// What a connection knows, as it is at one moment.
+pub(super) struct Insight {
+    /// The plan that was applied.
+    pub plan: Plan,
+    /// What becomes of every subnet, and the virtual addresses.
+    pub addresses: Addresses,
+    /// The host's routes, default routes included, without those of tpx's own device.
+    pub routes: Vec<HostRoute>,
+    /// Who answers which name.
+    pub policy: PolicyConfig,
+    /// Without dots at the ends.
+    pub cluster_domain: String,
+    /// Names beside addresses.
+    pub names: ServiceNames,
+    /// What is carried.
+    pub flows: FlowTable,
+}
+
+impl Insight {
+    /// Answers a request that is about none of the connection's other parts. `maps` is what the kernel's maps say, if
+    /// there are any.
+    pub(super) async fn answer(&self, request: Request, maps: io::Result<Option<MapsDump>>) -> Reply {
+        let reply = match request {
+            Request::Explain { target } => self.explain(target).await.map(|found| Reply::Explained(Box::new(found))),
+            Request::TranslateEnv { variables } => self.translate(variables).map(Reply::Env),
+            Request::MapsDump => match maps {
+                Ok(maps) => Ok(Reply::Maps(Box::new(self.maps(maps.unwrap_or_default()).await))),
+                Err(e) => Err(Failure::new(Kind::Host, format!("cannot read the maps: {e}"), "try again")),
+            },
+            other => Err(Failure::internal(format!("nobody answers {other:?}"))),
+        };
+        reply.unwrap_or_else(Reply::Failed)
+    }
+
+    /// `tpx explain`.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub(super) async fn explain(&self, target: Target) -> Result<Explained, Failure> {
+        let (mut name, mut process, mut asked) = (None, None, Vec::new());
+        match target {
+            Target::Address(ip, port) => asked.push((ip, port)),
+            Target::Name(text, port) => {
+                let found = self.resolve(text).await?;
+                asked.extend(found.addresses.iter().map(|ip| (*ip, port)));
+                name = Some(found);
+            }
+            Target::Process(pid) => {
+                let found = process_scope::look(pid, &self.plan).ok_or_else(|| {
+                    Failure::new(Kind::Usage, format!("there is no process {pid}"), "`pgrep NAME` finds processes")
+                })?;
+                asked.extend(found.peers.iter().map(|peer| (peer.ip(), Some(peer.port()))));
+                process = Some(found);
+            }
+        }
+        let addresses = self.explanations(&asked);
+        let names = self.names_of(addresses.iter().map(|explanation| explanation.address)).await;
+        Ok(Explained { name, process, addresses, names })
+    }
+
+    fn explanations(&self, asked: &[(IpAddr, Option<u16>)]) -> Vec<Explanation> {
+        let subnets: Arc<Subnets> = self.addresses.subnets();
+        let vnat = self.addresses.vnat();
+        let view = View { subnets: &subnets, plan: &self.plan, vnat: &vnat, routes: &self.routes };
+        asked.iter().map(|(ip, port)| explain(&view, *ip, *port)).collect()
+    }
+
+    /// Resolves as programs do, by the system's own resolver.
+    async fn resolve(&self, text: String) -> Result<NameExplanation, Failure> {
+        let name: Name = text.parse().map_err(|e| {
+            Failure::new(
+                Kind::Usage,
+                format!("{text:?} is no DNS name: {e}"),
+                "give an address, a DNS name or a process id",
+            )
+        })?;
+        let (answered_by, candidates) = match decide(&self.policy, &Question::new(name, RecordType::A)) {
+            Decision::Cluster { candidates } => ("the cluster", candidates),
+            Decision::ClusterThenElsewhere { candidates } => {
+                ("the cluster, and this host's name servers where it has no such name", candidates)
+            }
+            Decision::Elsewhere => ("this host's name servers", Vec::new()),
+            Decision::NxDomain => ("nobody: it lies in a namespace that --mapped-namespaces leaves out", Vec::new()),
+        };
+        let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((text.clone(), 0))).await;
+        let (addresses, error) = match found {
+            Ok(Ok(found)) => (found.map(|address| address.ip()).collect::<BTreeSet<_>>(), None),
+            Ok(Err(e)) => (BTreeSet::new(), Some(e.to_string())),
+            Err(_) => (BTreeSet::new(), Some(format!("no answer within {} s", RESOLVE.as_secs()))),
+        };
+        let candidates = candidates.iter().map(Name::to_string).collect();
+        Ok(NameExplanation {
+            name: text,
+            answered_by: answered_by.into(),
+            candidates,
+            addresses: addresses.into_iter().collect(),
+            error,
+        })
+    }
+
+    /// Names of addresses; a virtual one has the name of what is behind it.
+    async fn names_of(&self, addresses: impl Iterator<Item = IpAddr>) -> BTreeMap<IpAddr, String> {
+        let subnets = self.addresses.subnets();
+        let real: BTreeMap<IpAddr, IpAddr> = addresses
+            .filter_map(|ip| Some((ip, self.addresses.behind(ip).ok()?)))
+            .filter(|(ip, real)| ip != real || subnets.entry(*ip).is_some())
+            .collect();
+        let names = self.names.of(real.values().copied().collect(), &self.cluster_domain).await;
+        real.into_iter().filter_map(|(ip, real)| Some((ip, names.get(&real)?.clone()))).collect()
+    }
+
+    /// `tpx env translate`: addresses of moved subnets become virtual ones.
+    ///
+    /// # Errors
+    /// When no virtual address is left.
+    pub(super) fn translate(&self, variables: Vec<Variable>) -> Result<Vec<Variable>, Failure> {
+        let subnets = self.addresses.subnets();
+        let exchange = |ip: IpAddr| match subnets.hides(ip) {
+            true => self.addresses.reachable(ip).map(Some),
+            false => Ok(None),
+        };
+        let translated = variables.into_iter().map(|Variable { name, value }| {
+            let value = translate_text(&value, exchange).map_err(|e| {
+                Failure::new(Kind::Usage, format!("cannot translate {name}: {e}"), "then `tpx quit` and connect again")
+            })?;
+            Ok(Variable { name, value })
+        });
+        translated.collect()
+    }
+
+    /// `tpx maps dump`, beside what the kernel's maps say.
+    pub(super) async fn maps(&self, maps: MapsDump) -> MapsView {
+        let flows = {
+            let table = self.flows.clone();
+            tokio::task::spawn_blocking(move || table.look()).await.unwrap_or_default()
+        };
+        let in_kernel: BTreeSet<IpAddr> = maps.translations.iter().map(|row| row.virtual_ip).collect();
+        let pairs = self.addresses.vnat().export();
+        let vnat: Vec<VnatRow> = pairs
+            .into_iter()
+            .map(|(real, virtual_ip)| VnatRow { virtual_ip, real, in_kernel: in_kernel.contains(&virtual_ip) })
+            .collect();
+        let shown = (vnat.iter().map(|row| row.virtual_ip))
+            .chain(flows.iter().map(|row| row.destination.ip()))
+            .chain(maps.held.iter().map(|row| row.destination.ip()))
+            .chain(maps.datagrams.iter().map(|row| row.destination.ip()));
+        let names = self.names_of(shown.collect::<Vec<_>>().into_iter()).await;
+        let road = match self.plan.road {
+            Road::Express => "ebpf",
+            Road::Tun => "tun",
+        };
+        let scope = match &self.plan.scope {
+            Scope::Workstation => "workstation".to_owned(),
+            Scope::Cgroup(path) => path.display().to_string(),
+        };
+        MapsView { maps, vnat, flows, scopes: vec![ScopeRow { scope, road: road.into() }], names }
+    }
+}
