@@ -3,7 +3,7 @@
 //! Only what the facts are made of is kept: each watcher reduces its objects to addresses and names at once. Changes are
 //! gathered for a moment, so that a rollout of a hundred pods is one message to each laptop.
 
-use std::{collections::BTreeMap, fmt::Debug, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, fmt::Debug, net::IpAddr, path::PathBuf, time::Duration};
 
 use futures::{Stream, StreamExt, stream};
 use ipnet::IpNet;
@@ -26,7 +26,10 @@ use kube::{
 use tokio::{sync::watch, time::Instant};
 use tpx_api::Facts;
 
-use crate::state::facts::Seen;
+use crate::{
+    client_config,
+    state::facts::{self, Seen},
+};
 
 /// Changes that come within this time are one.
 const GATHER: Duration = Duration::from_millis(250);
@@ -40,13 +43,15 @@ pub struct Fixed {
     pub cluster_domain: String,
     /// The manager's own pod addresses.
     pub manager_addresses: Vec<IpAddr>,
+    /// The file whose text laptops are configured with; it may come and go.
+    pub client_config: PathBuf,
 }
 
 /// One object's part of what was seen.
 enum Change {
     ServiceCidr(String, Option<Vec<IpNet>>),
     Service(String, Option<Vec<IpAddr>>),
-    Node(String, Option<Vec<IpNet>>),
+    Node(String, Option<facts::Node>),
     Pod(String, Option<Vec<IpAddr>>),
     Namespace(String, bool),
 }
@@ -58,6 +63,8 @@ enum Update {
     Done(Kind),
     /// The cluster has no such thing.
     Absent(Kind),
+    /// The client configuration, at the start and when it changes.
+    ClientConfig(Option<String>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,8 +78,8 @@ enum Kind {
 
 const KINDS: [Kind; 5] = [Kind::ServiceCidr, Kind::Service, Kind::Node, Kind::Pod, Kind::Namespace];
 
-/// Keeps `facts` current for ever. The first facts come when everything was listed once.
-pub async fn watch_cluster(client: Client, fixed: Fixed, facts: watch::Sender<Option<Facts>>) {
+/// Keeps `known` current for ever. The first facts come when everything was listed once.
+pub async fn watch_cluster(client: Client, fixed: Fixed, known: watch::Sender<Option<Facts>>) {
     let mut updates = stream::select_all([
         service_cidrs(client.clone()).boxed(),
         full::<Service>(&client, Kind::Service, |service| {
@@ -80,13 +87,10 @@ pub async fn watch_cluster(client: Client, fixed: Fixed, facts: watch::Sender<Op
             Change::Service(key(service), Some(parse(ips.iter())))
         })
         .boxed(),
-        full::<Node>(&client, Kind::Node, |node| {
-            let cidrs = node.spec.as_ref().and_then(|spec| spec.pod_cidrs.as_deref()).unwrap_or_default();
-            Change::Node(key(node), Some(parse(cidrs.iter())))
-        })
-        .boxed(),
+        full::<Node>(&client, Kind::Node, |node| Change::Node(key(node), Some(reduce_node(node)))).boxed(),
         full::<Pod>(&client, Kind::Pod, |pod| Change::Pod(key(pod), Some(pod_addresses(pod)))).boxed(),
         namespaces(&client).boxed(),
+        client_config::watch(fixed.client_config).map(Update::ClientConfig).boxed(),
     ]);
     let mut gathering = Gathering::default();
     let mut due: Option<Instant> = None;
@@ -98,7 +102,7 @@ pub async fn watch_cluster(client: Client, fixed: Fixed, facts: watch::Sender<Op
                 () = tokio::time::sleep_until(at) => {
                     due = None;
                     let now = gathering.seen.facts(&fixed.cluster_domain, &fixed.manager_addresses);
-                    facts.send_if_modified(|before| {
+                    known.send_if_modified(|before| {
                         let changed = before.as_ref() != Some(&now);
                         *before = Some(now);
                         changed
@@ -111,7 +115,7 @@ pub async fn watch_cluster(client: Client, fixed: Fixed, facts: watch::Sender<Op
         gathering.handle(update);
         if gathering.complete() && due.is_none() {
             // The first facts are waited for by somebody.
-            let delay = if facts.borrow().is_none() { Duration::ZERO } else { GATHER };
+            let delay = if known.borrow().is_none() { Duration::ZERO } else { GATHER };
             due = Some(Instant::now() + delay);
         }
     }
@@ -146,6 +150,7 @@ impl Gathering {
             Update::Absent(kind) => {
                 self.listed.insert(kind, true);
             }
+            Update::ClientConfig(text) => self.seen.client_config = text,
         }
     }
 
@@ -277,6 +282,14 @@ fn key<K: Resource>(object: &K) -> String {
 /// A headless Service has the ClusterIP `None`; what does not parse is left out.
 fn parse<'a, T: std::str::FromStr>(texts: impl Iterator<Item = &'a String>) -> Vec<T> {
     texts.filter_map(|text| text.parse().ok()).collect()
+}
+
+fn reduce_node(node: &Node) -> facts::Node {
+    let cidrs = node.spec.as_ref().and_then(|spec| spec.pod_cidrs.as_deref()).unwrap_or_default();
+    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    // Host names are among them.
+    let addresses = addresses.filter_map(|address| address.address.parse().ok()).collect();
+    facts::Node { pod_cidrs: parse(cidrs.iter()), addresses }
 }
 
 fn pod_addresses(pod: &Pod) -> Vec<IpAddr> {

@@ -3,6 +3,7 @@
 //! Decisions are pure ([`state`]); the other modules carry them out.
 #![forbid(unsafe_code)]
 
+mod client_config;
 pub mod control;
 mod datagrams;
 pub mod dial;

@@ -1,6 +1,6 @@
 //! The traffic manager's process.
 
-use std::{env, net::IpAddr, sync::Arc};
+use std::{env, net::IpAddr, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use kube::Client;
@@ -10,7 +10,7 @@ use tokio::{
     sync::watch,
 };
 use tokio_util::sync::CancellationToken;
-use tpx_api::{MANAGER_PORT, VERSION};
+use tpx_api::{CLIENT_CONFIG_FOLDER, CLIENT_CONFIG_KEY, MANAGER_PORT, VERSION};
 use tpx_manager::{
     control::Control,
     facts::{Fixed, watch_cluster},
@@ -54,7 +54,8 @@ async fn run() -> anyhow::Result<()> {
 
     let client = Client::try_default().await.context("the cluster's API cannot be used from here")?;
     let (facts_tx, facts) = watch::channel(None);
-    let fixed = Fixed { cluster_domain, manager_addresses: own_addresses() };
+    let client_config = Path::new(CLIENT_CONFIG_FOLDER).join(CLIENT_CONFIG_KEY);
+    let fixed = Fixed { cluster_domain, manager_addresses: own_addresses(), client_config };
     tracing::info!(version = VERSION, domain = fixed.cluster_domain, addresses = ?fixed.manager_addresses, "starting");
     let watching = tokio::spawn(watch_cluster(client, fixed, facts_tx));
 

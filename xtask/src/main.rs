@@ -6,6 +6,7 @@ mod elevate;
 mod image;
 mod lab;
 mod paths;
+mod platforms;
 mod purity;
 mod run;
 mod setup;
@@ -63,6 +64,8 @@ enum Command {
         #[command(flatten)]
         lab: Name,
     },
+    /// Check that what is meant for macOS and Windows compiles
+    Platforms,
     #[command(hide = true)]
     LabInit {
         part: Part,
@@ -136,6 +139,7 @@ fn run(command: Command) -> Result<i32> {
         Command::Demo { lab: Name { name }, kubeconfig } => demo::run(&Lab::new(&name)?, kubeconfig)?,
         Command::Test { tier, lab: Name { name } } => return test::run(&Lab::new(&name)?, tier),
         Command::Bench { options, lab: Name { name } } => bench::run(&Lab::new(&name)?, &options)?,
+        Command::Platforms => run::visibly(&mut platforms::check()?)?,
         Command::LabInit { part, lab: Name { name } } => lab::init(&Lab::new(&name)?, part)?,
     }
     Ok(0)

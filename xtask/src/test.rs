@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use crate::demo::build_programs;
 use crate::lab::Lab;
 use crate::run::{output, shown, step, visibly};
-use crate::{elevate, image, paths, purity, setup};
+use crate::{elevate, image, paths, platforms, purity, setup};
 
 /// Tests passed, failed and ignored.
 #[derive(Default)]
@@ -35,13 +35,15 @@ pub(crate) fn run(lab: &Lab, tier: u8) -> Result<i32> {
     }
     count.check(&mut cargo(&["fmt", "--all", "--check"]))?;
     count.check(&mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
-    match purity::build() {
-        Ok(mut build) => count.check(&mut build)?,
-        Err(missing) if tier == 0 => {
-            println!("ignored: {missing}");
-            count.ignored += 1;
+    for other_machine in [purity::build(), platforms::check()] {
+        match other_machine {
+            Ok(mut build) => count.check(&mut build)?,
+            Err(missing) if tier == 0 => {
+                println!("ignored: {missing}");
+                count.ignored += 1;
+            }
+            Err(missing) => return Err(missing),
         }
-        Err(missing) => return Err(missing),
     }
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
     if tier >= 2 && !rustix::process::geteuid().is_root() {

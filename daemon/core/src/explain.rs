@@ -7,7 +7,7 @@ use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tpx_ebpf_abi::slot;
+use tpx_ebpf_abi::{BLOCK4, BLOCK6, slot};
 
 use crate::{
     plan::{Plan, Road, reserved},
@@ -137,8 +137,12 @@ pub fn explain(view: &View<'_>, address: IpAddr, port: Option<u16>) -> Explanati
 }
 
 fn rule(view: &View<'_>, address: IpAddr) -> (Option<IpNet>, Rule) {
-    let own =
-        [IpNet::new_assert(slot::OWN4.0.into(), slot::OWN4.1), IpNet::new_assert(slot::OWN6.0.into(), slot::OWN6.1)];
+    let own = [
+        IpNet::new_assert(slot::OWN4.0.into(), slot::OWN4.1),
+        IpNet::new_assert(BLOCK4.0.into(), BLOCK4.1),
+        IpNet::new_assert(slot::OWN6.0.into(), slot::OWN6.1),
+        IpNet::new_assert(BLOCK6.0.into(), BLOCK6.1),
+    ];
     let ranges: [IpNet; 2] = [view.subnets.virtual4.into(), view.subnets.virtual6.into()];
     let host = IpNet::from(address);
     let within = |nets: &[IpNet]| nets.iter().find(|net| net.contains(&address)).copied();

@@ -99,7 +99,8 @@ pub struct Counts {
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The sockets are bound to the address they forward to: every query would come back for ever.
+    /// The sockets are bound to the address they forward to, and nothing leads what is forwarded past them: every query
+    /// would come back for ever.
     #[error("the socket is bound to the name server's own address {0}")]
     Loop(SocketAddr),
     /// A socket is not usable.
@@ -129,7 +130,7 @@ impl Server {
     ) -> Result<ServerHandle, StartError> {
         for bound in &sockets {
             for address in [bound.udp.local_addr()?, bound.tcp.local_addr()?] {
-                if address == bound.name_server {
+                if address == bound.name_server && !bypass.escapes() {
                     return Err(StartError::Loop(address));
                 }
             }

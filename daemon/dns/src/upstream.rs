@@ -22,6 +22,11 @@ pub trait Bypass: Send + Sync + 'static {
     /// # Errors
     /// The socket cannot be exempted; it is then closed unused, and the query fails.
     fn exempt(&self, socket: &Socket, server: SocketAddr) -> io::Result<()>;
+
+    /// Whether exempted sockets reach the original server even where the server's own sockets have its address.
+    fn escapes(&self) -> bool {
+        true
+    }
 }
 
 /// For hosts where nothing is steered.
@@ -31,6 +36,10 @@ pub struct NoBypass;
 impl Bypass for NoBypass {
     fn exempt(&self, _socket: &Socket, _server: SocketAddr) -> io::Result<()> {
         Ok(())
+    }
+
+    fn escapes(&self) -> bool {
+        false
     }
 }
 

@@ -91,7 +91,7 @@ fn text(explained: &Explained) -> String {
 fn name(name: &NameExplanation) -> String {
     let mut rows = vec![("  answered by", name.answered_by.clone())];
     if !name.candidates.is_empty() {
-        rows.push(("  asked there", name.candidates.join(", ")));
+        rows.push(("  asked", name.candidates.join(", ")));
     }
     let addresses: Vec<String> = name.addresses.iter().map(ToString::to_string).collect();
     rows.push((

@@ -3,7 +3,6 @@
 use std::fmt::Display;
 
 use comfy_table::{Table, presets};
-use tpx_datapath::MapsDump;
 
 use crate::{
     ipc::NamespaceRow,
@@ -104,24 +103,6 @@ pub(crate) fn namespaces(rows: &[NamespaceRow]) -> String {
             vec![row.name.clone(), names.into()]
         }),
     )
-}
-
-/// `tpx maps dump`.
-pub(crate) fn maps(maps: &MapsDump) -> String {
-    let rules = table(&["RULE", "ACTION"], maps.rules.iter().map(|r| vec![r.cidr.to_string(), r.action.clone()]));
-    let names = table(
-        &["NAME SERVER", "ANSWERED AT"],
-        maps.name_servers.iter().map(|r| vec![r.name_server.to_string(), r.answered_at.to_string()]),
-    );
-    let held = table(
-        &["HELD FROM", "TO", "STATE", "SYNS"],
-        maps.held
-            .iter()
-            .map(|r| vec![r.source.to_string(), r.destination.to_string(), r.state.clone(), r.syns.to_string()]),
-    );
-    let counters =
-        table(&["COUNTER", "VALUE"], maps.counters.iter().map(|r| vec![r.name.clone(), r.value.to_string()]));
-    format!("{rules}\n\n{names}\n\n{held}\n\n{counters}\n\nOwn sockets bypassed: {}", maps.bypassed_sockets)
 }
 
 /// Two aligned columns: what and how much. Further lines of a value go under its first.

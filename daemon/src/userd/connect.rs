@@ -32,9 +32,11 @@ use super::{
     cluster::ManagerRoad,
     connection::{Connection, Identity, Parts, Tasks},
     datapath::Datapath,
+    flow_table::FlowTable,
     flows::{Carrying, FlowCounters, carry_all},
     kubernetes::Cluster,
     lanes::Lanes,
+    logging,
     names::{Serving, Wanted},
     probe, road,
     routing::Routing,
@@ -55,7 +57,6 @@ pub(crate) async fn connect(
     let step = |text: String| drop(progress.send(text));
     let cluster = Cluster::load(params.kubeconfig.as_deref(), params.context.as_deref()).await?;
     let namespace = params.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
-
 
     // Privilege first: it needs no network, and without it nothing else matters.
     let mut host = RemoteHost::connect(&params.rootd_socket).await.map_err(|e| no_rootd(&e))?;
@@ -90,8 +91,9 @@ pub(crate) async fn connect(
     check_namespaces(&open.facts, &namespace, &params.mapped_namespaces)?;
 
     // What the cluster pushes may change the road as well.
-    let pushed = None;
+    let pushed = open.facts.client_config.as_deref();
     let config = Arc::new(config::merged(Partial::clone(&params.settings), cluster.settings.clone(), pushed)?);
+    logging::set(config.log_user_daemon.value);
     let chosen = choose(&config, &host)?;
 
     step("Steering the cluster's subnets into the tunnel".into());
@@ -133,11 +135,13 @@ pub(crate) async fn connect(
     let names =
         Serving::start(datapath.dns, &resolv.name_servers, wanted, &session, datapath.bypass, addresses.clone())
             .map_err(internal)?;
-    let counters = Arc::new(FlowCounters::default());
+    let (counters, table) = (Arc::new(FlowCounters::default()), FlowTable::default());
     let carrying = Carrying {
         lanes: lanes.clone(),
         session: session.id.clone(),
         addresses: addresses.clone(),
+        asker: names.asker(),
+        table: table.clone(),
         counters: Arc::clone(&counters),
     };
     let mut tasks = Tasks::new(datapath.device);
@@ -174,6 +178,7 @@ pub(crate) async fn connect(
         names,
         maps: datapath.maps,
         addresses: addresses.clone(),
+        table,
         counters,
         tasks,
     });

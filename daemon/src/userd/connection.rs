@@ -16,10 +16,13 @@ use tpx_datapath::{
 
 use super::{
     addresses::Addresses,
+    flow_table::FlowTable,
     flows::FlowCounters,
+    insight::Insight,
     lanes::Lanes,
-    names::Serving,
+    names::{Serving, Wanted},
     routing::{Decided, Routing, follow},
+    service_names::ServiceNames,
     session::Session,
     status::{Datapath, Kubernetes, Manager, RootDaemon, State, Status, Subnet, UserDaemon},
 };
@@ -100,6 +103,8 @@ pub(crate) struct Parts {
     pub maps: Option<Maps>,
     /// Virtual addresses.
     pub addresses: Addresses,
+    /// What is carried.
+    pub table: FlowTable,
     /// Counters of flows.
     pub counters: Arc<FlowCounters>,
     /// What carries flows.
@@ -118,6 +123,9 @@ pub(crate) struct Connection {
     names: Serving,
     maps: Option<Maps>,
     addresses: Addresses,
+    table: FlowTable,
+    service_names: ServiceNames,
+    wanted: Wanted,
     counters: Arc<FlowCounters>,
     tasks: Tasks,
 }
@@ -136,10 +144,12 @@ impl Connection {
             names,
             maps,
             addresses,
+            table,
             counters,
             tasks,
         } = parts;
         let gone = host.closed();
+        let (service_names, wanted) = (ServiceNames::new(names.cluster()), routing.wanted.clone());
         let host = Arc::new(Mutex::new(host));
         let now = decided.subscribe();
         let changes = (session.facts.clone(), network.watch());
@@ -155,6 +165,9 @@ impl Connection {
             names,
             maps,
             addresses,
+            table,
+            service_names,
+            wanted,
             counters,
             tasks,
         }
@@ -176,25 +189,35 @@ impl Connection {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::ListNamespaces => Reply::Namespaces(self.namespaces()),
             Request::ConfigView => Reply::Config(Box::new(Config::clone(&self.identity.config))),
-            Request::MapsDump => match self.maps.as_ref().map(Maps::dump) {
-                Some(Ok(maps)) => Reply::Maps(Box::new(maps)),
-                Some(Err(e)) => {
-                    Reply::Failed(Failure::new(Kind::Host, format!("cannot read the maps: {e}"), "try again"))
-                }
-                None => Reply::Failed(Failure::new(
-                    Kind::Host,
-                    "the TUN device carries everything here: the kernel holds no maps of tpx",
-                    "`tpx status` says why, and `tpx explain ADDRESS` works all the same",
-                )),
-            },
             Request::Connect(_) => Reply::Failed(Failure::new(
                 Kind::AlreadyConnected,
                 format!("already connected to context {}", self.identity.context),
                 "run `tpx quit` first, or `tpx status` to see it",
             )),
             Request::Quit => return,
+            other => {
+                let (insight, maps) = (self.insight(), self.maps.as_ref().map(Maps::dump).transpose());
+                tokio::spawn(async move {
+                    let reply = insight.answer(other, maps).await;
+                    exchange.send(&reply).await
+                });
+                return;
+            }
         };
         tokio::spawn(async move { exchange.send(&reply).await });
+    }
+
+    fn insight(&self) -> Insight {
+        let facts = self.facts();
+        Insight {
+            plan: self.decided.borrow().plan.clone(),
+            addresses: self.addresses.clone(),
+            routes: self.network.now().routes.clone(),
+            policy: self.wanted.policy(&facts),
+            cluster_domain: facts.cluster_domain.clone(),
+            names: self.service_names.clone(),
+            flows: self.table.clone(),
+        }
     }
 
     /// Ends everything; afterwards the host is as it was before.

@@ -1,8 +1,8 @@
 //! The flows that are carried now, for who wants to look.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    net::SocketAddr,
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -54,13 +54,24 @@ impl FlowTable {
     /// The rows with their processes, oldest first. Reads /proc: not for a thread that must not wait.
     pub(super) fn look(&self) -> Vec<FlowRow> {
         let mut rows: Vec<FlowRow> = self.rows().rows.values().map(Row::shown).collect();
-        let sources: HashSet<(&str, SocketAddr)> = rows.iter().map(|row| (row.protocol.as_str(), row.source)).collect();
-        let mut tables = processes::sockets("self");
-        tables.retain(|(protocol, socket)| sources.contains(&(*protocol, socket.own)));
-        let owners = processes::owners(&tables.iter().map(|(_, socket)| socket.inode).collect());
-        for row in &mut rows {
-            let own = tables.iter().find(|(protocol, socket)| *protocol == row.protocol && socket.own == row.source);
-            row.process = own.and_then(|(_, socket)| owners.get(&socket.inode)).cloned();
+        let sources: HashMap<(&str, SocketAddr), u64> = processes::sockets("self")
+            .into_iter()
+            .map(|(protocol, socket)| ((protocol, socket.own), socket.inode))
+            .collect();
+        let inodes: Vec<Option<u64>> = rows
+            .iter()
+            .map(|row| {
+                let bound = |own| sources.get(&(row.protocol.as_str(), own)).copied();
+                // A socket that sends to many has no address of its own.
+                let any = |ip: IpAddr| bound(SocketAddr::new(ip, row.source.port()));
+                bound(row.source)
+                    .or_else(|| any(Ipv4Addr::UNSPECIFIED.into()))
+                    .or_else(|| any(Ipv6Addr::UNSPECIFIED.into()))
+            })
+            .collect();
+        let owners = processes::owners(&inodes.iter().copied().flatten().collect());
+        for (row, inode) in rows.iter_mut().zip(inodes) {
+            row.process = inode.and_then(|inode| owners.get(&inode)).cloned();
         }
         rows
     }
@@ -109,6 +120,11 @@ mod tests {
         assert_eq!(rows[1].process, None, "no UDP socket has this address");
         drop(listed);
         assert_eq!(table.look().len(), 1);
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let source = SocketAddr::new(own.ip(), socket.local_addr().unwrap().port());
+        let unconnected = table.list("udp", source, peer, peer);
+        assert_eq!(table.look()[1].process.as_ref().map(|process| process.pid), Some(std::process::id()));
+        drop(unconnected);
         drop(other);
         assert_eq!(table.look(), []);
     }

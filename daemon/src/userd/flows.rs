@@ -11,13 +11,16 @@ use std::{
 use tokio::{sync::watch, task::JoinSet};
 use tpx_core::dial::DialFailure;
 use tpx_datapath::{Arrival, FlowSource, FlowStream, Knock};
+use tpx_dns::Asker;
 use tpx_link::{lane::Lane, relay::relay};
 
 use super::{
     addresses::Addresses,
     datagrams::{carry_datagrams, carry_echoes, refuse_echoes},
+    flow_table::FlowTable,
     lanes::Lanes,
     netstream::Relayed,
+    resolver_link,
     status::Flows,
 };
 
@@ -73,6 +76,10 @@ pub(crate) struct Carrying {
     pub session: watch::Receiver<String>,
     /// Where flows to virtual addresses lead.
     pub addresses: Addresses,
+    /// The name server, for questions that arrive as flows.
+    pub asker: Asker,
+    /// What is carried, for who wants to look.
+    pub table: FlowTable,
     /// Where to count.
     pub counters: Arc<FlowCounters>,
 }
@@ -94,17 +101,23 @@ pub(crate) async fn carry_all(mut source: Box<dyn FlowSource>, carrying: Carryin
 async fn carry(arrival: Arrival, carrying: Carrying) {
     match arrival {
         Arrival::Connection(knock) => carry_connection(knock, carrying).await,
+        Arrival::Datagrams(flow) if resolver_link::is_for_us(flow.destination.ip(), flow.destination.port()) => {
+            resolver_link::answer_datagrams(flow, carrying.asker).await;
+        }
         Arrival::Datagrams(flow) => {
             let (lane, target) = match carrying.road_to(flow.destination).await {
                 Ok(found) => found,
                 Err(why) => return flow.back.unreachable(why),
             };
             let _open = carrying.counters.open();
+            let _listed = carrying.table.list("udp", flow.source, flow.destination, target);
             let moved = carry_datagrams(flow, lane, &target.into(), &carrying.session()).await;
             carrying.counters.moved(moved.up, moved.down);
         }
         Arrival::Echo(flow) => {
             if let Ok((lane, target)) = carrying.road_to(SocketAddr::new(flow.destination, 0)).await {
+                let (from, to) = (SocketAddr::new(flow.source, 0), SocketAddr::new(flow.destination, 0));
+                let _listed = carrying.table.list("icmp", from, to, target);
                 carry_echoes(flow, lane, target.ip(), &carrying.session()).await;
             } else {
                 refuse_echoes(flow).await;
@@ -115,13 +128,21 @@ async fn carry(arrival: Arrival, carrying: Carrying) {
 
 async fn carry_connection(knock: Box<dyn Knock>, carrying: Carrying) {
     let (source, destination) = (knock.source(), knock.destination());
+    if resolver_link::is_for_us(destination.ip(), destination.port()) {
+        if let Ok(FlowStream::Netstack(stream)) = knock.release().await
+            && let Err(e) = resolver_link::answer_stream(stream, carrying.asker).await
+        {
+            tracing::debug!("{source} asked over TCP: {e}");
+        }
+        return;
+    }
     let dialled = match carrying.road_to(destination).await {
-        Ok((lane, target)) => lane.connect(&target.into(), &carrying.session()).await,
+        Ok((lane, target)) => lane.connect(&target.into(), &carrying.session()).await.map(|stream| (stream, target)),
         Err(why) => Err(why),
     };
     let counters = &carrying.counters;
-    let stream = match dialled {
-        Ok(stream) => stream,
+    let (stream, target) = match dialled {
+        Ok(found) => found,
         Err(why) => {
             tracing::debug!("{source} -> {destination}: {why}");
             counters.refused.fetch_add(1, Relaxed);
@@ -133,6 +154,7 @@ async fn carry_connection(knock: Box<dyn Knock>, carrying: Carrying) {
         Err(e) => return tracing::debug!("{source} -> {destination}: {e}"),
     };
     let _open = counters.open();
+    let _listed = carrying.table.list("tcp", source, destination, target);
     let transferred = match own {
         FlowStream::Socket(tcp) => relay(tcp, stream).await,
         FlowStream::Netstack(own) => relay(Relayed(own), stream).await,

@@ -94,14 +94,11 @@ impl Insight {
         asked.iter().map(|(ip, port)| explain(&view, *ip, *port)).collect()
     }
 
-    /// Resolves as programs do, by the system's own resolver.
-    async fn resolve(&self, text: String) -> Result<NameExplanation, Failure> {
+    /// Who answers a name, in words, and what is asked there.
+    fn policy_answer(&self, text: &str) -> Result<(String, Vec<String>), Failure> {
         let name: Name = text.parse().map_err(|e| {
-            Failure::new(
-                Kind::Usage,
-                format!("{text:?} is no DNS name: {e}"),
-                "give an address, a DNS name or a process id",
-            )
+            let next = "give an address, a DNS name or a process id";
+            Failure::new(Kind::Usage, format!("{text:?} is no DNS name: {e}"), next)
         })?;
         let (answered_by, candidates) = match decide(&self.policy, &Question::new(name, RecordType::A)) {
             Decision::Cluster { candidates } => ("the cluster", candidates),
@@ -109,22 +106,25 @@ impl Insight {
                 ("the cluster, and this host's name servers where it has no such name", candidates)
             }
             Decision::Elsewhere => ("this host's name servers", Vec::new()),
+            Decision::ElsewhereAs(other) => {
+                ("this host's name servers, about the name that dns.mappings has", vec![other])
+            }
+            Decision::Address(_) => ("dns.mappings, with an address", Vec::new()),
             Decision::NxDomain => ("nobody: it lies in a namespace that --mapped-namespaces leaves out", Vec::new()),
         };
+        Ok((answered_by.into(), candidates.iter().map(Name::to_string).collect()))
+    }
+
+    /// Resolves as programs do, by the system's own resolver.
+    async fn resolve(&self, text: String) -> Result<NameExplanation, Failure> {
+        let (answered_by, candidates) = self.policy_answer(&text)?;
         let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((text.clone(), 0))).await;
         let (addresses, error) = match found {
             Ok(Ok(found)) => (found.map(|address| address.ip()).collect::<BTreeSet<_>>(), None),
             Ok(Err(e)) => (BTreeSet::new(), Some(e.to_string())),
             Err(_) => (BTreeSet::new(), Some(format!("no answer within {} s", RESOLVE.as_secs()))),
         };
-        let candidates = candidates.iter().map(Name::to_string).collect();
-        Ok(NameExplanation {
-            name: text,
-            answered_by: answered_by.into(),
-            candidates,
-            addresses: addresses.into_iter().collect(),
-            error,
-        })
+        Ok(NameExplanation { name: text, answered_by, candidates, addresses: addresses.into_iter().collect(), error })
     }
 
     /// Names of addresses; a virtual one has the name of what is behind it.
@@ -185,3 +185,7 @@ impl Insight {
         MapsView { maps, vnat, flows, scopes: vec![ScopeRow { scope, road: road.into() }], names }
     }
 }
+
+#[cfg(test)]
+#[path = "insight_tests.rs"]
+mod tests;

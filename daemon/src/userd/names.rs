@@ -1,7 +1,11 @@
 //! The name server of one connection: the policy follows the cluster's facts, the cluster is asked through the manager,
 //! and what is not the cluster's goes to the original servers by sockets that nothing steers.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use socket2::Socket;
@@ -14,9 +18,10 @@ use tpx_api::{Facts, proto};
 use tpx_core::{
     config::Config,
     dns::{Name, NameServer, PolicyConfig},
+    vnat::Exhausted,
 };
 use tpx_datapath::linux::{Bypass, DnsSockets};
-use tpx_dns::{BoundSockets, ClusterResolver, Limits, NoTranslation, ResolveError, Server, ServerHandle};
+use tpx_dns::{Asker, BoundSockets, ClusterResolver, Limits, ResolveError, Server, ServerHandle, Translate};
 
 use super::{
     addresses::Addresses,
@@ -48,6 +53,8 @@ impl Wanted {
         policy.mapped_namespaces =
             (!self.mapped_namespaces.is_empty()).then(|| self.mapped_namespaces.iter().cloned().collect());
         policy.subnets = facts.service_subnets.iter().chain(&facts.pod_subnets).copied().collect();
+        let routing = self.config.routing();
+        policy.virtual_subnets = vec![routing.virtual4.into(), routing.virtual6.into()];
         self.config.rule_names(&mut policy);
         policy
     }
@@ -58,6 +65,7 @@ pub(crate) struct Serving {
     server: ServerHandle,
     policy: AbortHandle,
     name_servers: Vec<String>,
+    cluster: Arc<dyn ClusterResolver>,
 }
 
 impl Serving {
@@ -70,6 +78,7 @@ impl Serving {
         bypass: Bypass,
         addresses: Addresses,
     ) -> io::Result<Self> {
+        let limits = Limits { lookup_timeout: wanted.config.lookup_timeout.value.0, ..Limits::default() };
         let bound = sockets.into_iter().map(|own| bind(own, name_servers)).collect::<io::Result<Vec<_>>>()?;
         let shown = bound.iter().map(|bound| bound.name_server.ip().to_string()).collect();
         let mut facts = session.facts.clone();
@@ -81,17 +90,22 @@ impl Serving {
                 sender.send_replace(Arc::new(now));
             }
         });
-        let resolver = Arc::new(ThroughManager { manager: session.manager.clone(), session: session.id.clone() });
-        let server = Server::start(
-            bound,
-            receiver,
-            resolver,
-            Arc::new(NoTranslation),
-            Arc::new(Outside(bypass)),
-            Limits::default(),
-        )
-        .map_err(io::Error::other)?;
-        Ok(Self { server, policy: follower.abort_handle(), name_servers: shown })
+        let resolver: Arc<dyn ClusterResolver> =
+            Arc::new(ThroughManager { manager: session.manager.clone(), session: session.id.clone() });
+        let cluster = Arc::clone(&resolver);
+        let server = Server::start(bound, receiver, resolver, Arc::new(addresses), Arc::new(Outside(bypass)), limits)
+            .map_err(io::Error::other)?;
+        Ok(Self { server, policy: follower.abort_handle(), name_servers: shown, cluster })
+    }
+
+    /// The server without sockets, for questions that arrive as flows. Only the cluster's names are asked there.
+    pub(crate) fn asker(&self) -> Asker {
+        self.server.asker(None)
+    }
+
+    /// The cluster's own name server.
+    pub(crate) fn cluster(&self) -> Arc<dyn ClusterResolver> {
+        Arc::clone(&self.cluster)
     }
 
     /// What `tpx status` shows.
@@ -158,5 +172,15 @@ struct Outside(Bypass);
 impl tpx_dns::Bypass for Outside {
     fn exempt(&self, socket: &Socket, server: SocketAddr) -> io::Result<()> {
         self.0.exempt(socket, server.ip())
+    }
+}
+
+impl Translate for Addresses {
+    fn virtual_for(&self, real: IpAddr) -> Result<IpAddr, Exhausted> {
+        self.reachable(real)
+    }
+
+    fn real_for(&self, address: IpAddr) -> Option<IpAddr> {
+        self.vnat().real_for(address)
     }
 }

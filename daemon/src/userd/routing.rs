@@ -68,7 +68,7 @@ impl Routing {
 
     fn carried_out(&self, subnets: Subnets) -> Decided {
         let mut plan = subnets.plan(Scope::Workstation, self.road, &self.inputs.name_servers);
-        let domains = self.wanted.policy(&self.facts).link_domains(&[subnets.virtual4.into(), subnets.virtual6.into()]);
+        let domains = self.wanted.policy(&self.facts).link_domains();
         let bounded = |mut domains: Vec<String>| {
             domains.truncate(Plan::MAX_DOMAINS);
             domains

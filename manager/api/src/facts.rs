@@ -19,6 +19,8 @@ pub struct Facts {
     pub cluster_domain: String,
     /// The manager's own addresses inside the cluster.
     pub manager_addresses: Vec<IpAddr>,
+    /// What the cluster's administrator configures laptops with, as it was written (YAML); not validated here.
+    pub client_config: Option<String>,
 }
 
 /// Facts that a manager must not send.
@@ -50,6 +52,8 @@ impl Facts {
     pub const MAX_SUBNETS: usize = 1024;
     /// Bound on the namespaces.
     pub const MAX_NAMESPACES: usize = 65_536;
+    /// Bound on the client configuration, bytes.
+    pub const MAX_CLIENT_CONFIG: usize = 64 << 10;
 }
 
 impl TryFrom<proto::Facts> for Facts {
@@ -66,12 +70,19 @@ impl TryFrom<proto::Facts> for Facts {
             Err(_) => Err(malformed("subnet", &text)),
         };
         let address = |text: String| text.parse::<IpAddr>().map_err(|_| malformed("address", &text));
+        if let Some(count) = facts.client_config.as_ref().map(String::len)
+            && count > Self::MAX_CLIENT_CONFIG
+        {
+            let what = "bytes of client configuration";
+            return Err(FactsError::TooMany { what, count, limit: Self::MAX_CLIENT_CONFIG });
+        }
         Ok(Self {
             service_subnets: list(facts.service_subnets, "service subnets", Self::MAX_SUBNETS, subnet)?,
             pod_subnets: list(facts.pod_subnets, "pod subnets", Self::MAX_SUBNETS, subnet)?,
             namespaces: list(facts.namespaces, "namespaces", Self::MAX_NAMESPACES, namespace)?,
             cluster_domain: domain(facts.cluster_domain)?,
             manager_addresses: list(facts.manager_addresses, "addresses", Self::MAX_SUBNETS, address)?,
+            client_config: facts.client_config,
         })
     }
 }
@@ -85,6 +96,7 @@ impl From<&Facts> for proto::Facts {
             namespaces: facts.namespaces.clone(),
             cluster_domain: facts.cluster_domain.clone(),
             manager_addresses: facts.manager_addresses.iter().map(IpAddr::to_string).collect(),
+            client_config: facts.client_config.clone(),
         }
     }
 }
@@ -125,6 +137,7 @@ mod tests {
             namespaces: vec!["emojivoto".into(), "default".into()],
             cluster_domain: "cluster.local".into(),
             manager_addresses: vec!["10.244.0.5".into()],
+            client_config: Some("dns:\n  excludes: [internal]\n".into()),
         }
     }
 
@@ -138,7 +151,8 @@ mod tests {
 
     #[test]
     fn what_is_malformed_is_refused() {
-        let change: [fn(&mut proto::Facts); 7] = [
+        let change: [fn(&mut proto::Facts); 8] = [
+            |facts| facts.client_config = Some("#".repeat(Facts::MAX_CLIENT_CONFIG + 1)),
             |facts| facts.service_subnets.push("10.0.0.0".into()),
             |facts| facts.pod_subnets = vec!["10.0.0.0/8".into(); Facts::MAX_SUBNETS + 1],
             |facts| facts.namespaces.push("a.b".into()),

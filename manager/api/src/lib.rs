@@ -26,3 +26,12 @@ pub const MANAGER_PORT: u16 = 8081;
 
 /// Metadata key and header that carries the session id on streams.
 pub const SESSION_HEADER: &str = "tpx-session";
+
+/// The ConfigMap, in the manager's namespace, with what laptops are configured with; its key is [`CLIENT_CONFIG_KEY`].
+pub const CLIENT_CONFIG_MAP: &str = "tpx-client";
+
+/// The key of [`CLIENT_CONFIG_MAP`] whose text laptops get.
+pub const CLIENT_CONFIG_KEY: &str = "config.yml";
+
+/// Where the manager's pod finds the keys of [`CLIENT_CONFIG_MAP`] as files.
+pub const CLIENT_CONFIG_FOLDER: &str = "/etc/tpx/client";

@@ -13,7 +13,7 @@ use kube::{
     api::{ApiResource, DynamicObject},
 };
 use serde_json::{Value, json};
-use tpx_api::MANAGER_PORT;
+use tpx_api::{CLIENT_CONFIG_FOLDER, CLIENT_CONFIG_MAP, MANAGER_PORT};
 
 use crate::{MANAGED_BY, NAME, Options};
 
@@ -122,6 +122,8 @@ fn deployment(options: &Options) -> Value {
                     "runAsUser": 65532,
                     "runAsGroup": 65532,
                     "seccompProfile": { "type": "RuntimeDefault" },
+                    // Ping by ICMP sockets, without a capability; one of the sysctls that every cluster allows.
+                    "sysctls": [{ "name": "net.ipv4.ping_group_range", "value": "0 2147483647" }],
                 },
                 "containers": [{
                     "name": NAME,
@@ -136,6 +138,7 @@ fn deployment(options: &Options) -> Value {
                         "readOnlyRootFilesystem": true,
                         "capabilities": { "drop": ["ALL"] },
                     },
+                    "volumeMounts": [{ "name": "client", "mountPath": CLIENT_CONFIG_FOLDER, "readOnly": true }],
                     "startupProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 1, "failureThreshold": 60 },
                     "readinessProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 5 },
                     "livenessProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 20, "failureThreshold": 3 },
@@ -145,6 +148,9 @@ fn deployment(options: &Options) -> Value {
                         "limits": { "memory": "512Mi" },
                     },
                 }],
+                // What an administrator wants laptops to be configured with, if anything. Mounted, so that it takes no right
+                // to read ConfigMaps.
+                "volumes": [{ "name": "client", "configMap": { "name": CLIENT_CONFIG_MAP, "optional": true } }],
             },
         },
     })
@@ -192,6 +198,24 @@ mod tests {
                 assert!(["list", "watch"].contains(&verb.as_str().unwrap()));
             }
         }
+    }
+
+    /// The restricted Pod Security Standard, and nothing of the node.
+    #[test]
+    fn the_pod_is_restricted() {
+        let pod = &find("Deployment").data["spec"]["template"]["spec"];
+        for shared in ["hostNetwork", "hostPID", "hostIPC"] {
+            assert!(pod[shared].is_null());
+        }
+        let context = &pod["securityContext"];
+        assert_eq!(context["runAsNonRoot"], json!(true));
+        assert_eq!(context["sysctls"], json!([{ "name": "net.ipv4.ping_group_range", "value": "0 2147483647" }]));
+        let context = &pod["containers"][0]["securityContext"];
+        assert_eq!(context["allowPrivilegeEscalation"], json!(false));
+        assert_eq!(context["readOnlyRootFilesystem"], json!(true));
+        assert_eq!(context["capabilities"], json!({ "drop": ["ALL"] }));
+        // A cluster without the ConfigMap starts the pod all the same.
+        assert_eq!(pod["volumes"][0]["configMap"]["optional"], json!(true));
     }
 
     #[test]

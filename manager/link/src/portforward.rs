@@ -8,17 +8,19 @@
 mod channels;
 mod client;
 mod frame;
+mod framed;
 mod spdy;
 mod spdy_frame;
 mod websocket;
 
 use async_trait::async_trait;
+use bytes::BytesMut;
 use http::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use kube::{Client, client::Body};
 
 pub use self::client::client;
-use self::{spdy::Spdy, websocket::WebSocket};
+use self::{framed::Framed, spdy::Spdy, websocket::WebSocket};
 use crate::carrier::{Carrier, CarrierError, Connector};
 
 /// Opens port-forwards to one port of one pod.
@@ -61,7 +63,9 @@ impl PortForward {
             return Ok(None);
         }
         match hyper::upgrade::on(response).await {
-            Ok(upgraded) => Ok(Some(Box::new(Spdy::new(TokioIo::new(upgraded), self.port)))),
+            Ok(upgraded) => {
+                Ok(Some(Box::new(Framed::new(TokioIo::new(upgraded), Spdy::default(), Spdy::open(self.port)))))
+            }
             Err(error) => Err(CarrierError::Refused(chain(&error))),
         }
     }
@@ -70,7 +74,7 @@ impl PortForward {
         let request = self.request(Method::GET).body(Vec::new());
         let request = request.map_err(|error| CarrierError::Refused(error.to_string()))?;
         let connection = self.client.connect(request).await.map_err(refusal)?;
-        Ok(Box::new(WebSocket::new(connection.into_stream().into_inner())))
+        Ok(Box::new(Framed::new(connection.into_stream().into_inner(), WebSocket::new(), BytesMut::new())))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use ipnet::IpNet;
 
-use super::{Config, ConfigError, List, Partial, Setting};
+use super::{Config, ConfigError, List, Mapping, Partial, Setting};
 use crate::{
     plan::may_be_steered,
     subnets::{VnatSelector, ranges},
@@ -15,6 +15,7 @@ const VIRTUAL: &str = "routing.virtualSubnet";
 const VNAT: &str = "routing.vnat";
 const ALSO: &str = "routing.alsoProxySubnets";
 const NEVER: &str = "routing.neverProxySubnets";
+const MAPPINGS: &str = "dns.mappings";
 
 impl Partial {
     /// Checks one layer by itself, so that the layer is blamed which is wrong whatever the others say.
@@ -25,7 +26,8 @@ impl Partial {
         fn of<T>(list: &Option<Setting<List<T>>>) -> &[Setting<T>] {
             list.as_ref().map_or(&[], |setting| &setting.value)
         }
-        check(of(&self.virtual_subnet), of(&self.vnat), of(&self.also_proxy_subnets), of(&self.never_proxy_subnets))
+        check(of(&self.virtual_subnet), of(&self.vnat), of(&self.also_proxy_subnets), of(&self.never_proxy_subnets))?;
+        mapped_once(of(&self.mappings))
     }
 }
 
@@ -42,6 +44,17 @@ impl Config {
             &self.never_proxy_subnets.value,
         )
     }
+}
+
+/// One layer alone sets all mappings, so this is no question of the whole.
+fn mapped_once(mappings: &[Setting<Mapping>]) -> Result<(), ConfigError> {
+    for (index, mapping) in mappings.iter().enumerate() {
+        if let Some(first) = mappings[..index].iter().find(|other| other.value.name == mapping.value.name) {
+            let what = format!("{} is mapped twice, first at {}", mapping.value.name, first.origin);
+            return Err(ConfigError::new(mapping.origin.clone(), MAPPINGS, what, "leave one of them out"));
+        }
+    }
+    Ok(())
 }
 
 fn check(

@@ -173,8 +173,8 @@ fn every_mistake_is_one_line_that_names_the_place() {
             "config.yml:1:1: a list where a mapping belongs; known here: datapath, routing, dns, logLevels",
         ),
         (
-            "routing:\n  virtualSubnet: [246.0.0.0/16, 246.1.0.0/16]\n",
-            "config.yml:2:33: routing.virtualSubnet: 246.1.0.0/16 is the second range of its family, after 246.0.0.0/16; give one IPv4 and one IPv6 range at most",
+            "routing:\n  virtualSubnet: [246.100.0.0/16, 246.101.0.0/16]\n",
+            "config.yml:2:35: routing.virtualSubnet: 246.101.0.0/16 is the second range of its family, after 246.100.0.0/16; give one IPv4 and one IPv6 range at most",
         ),
         (
             "routing:\n  virtualSubnet: 127.1.0.0/16\n",

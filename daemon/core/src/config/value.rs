@@ -219,7 +219,7 @@ impl Scalar for DnsName {
 pub struct Mapping {
     /// What is asked.
     pub name: String,
-    /// Whose records answer.
+    /// Whose records answer: a name, or an address.
     pub alias_for: String,
 }
 
@@ -233,24 +233,31 @@ impl Value for Mapping {
         let (mut name, mut alias_for) = (None, None);
         for (field, value) in entries {
             let path = format!("{key}.{}", field.value);
-            let slot = match field.value.as_str() {
-                "name" => &mut name,
-                "aliasFor" => &mut alias_for,
+            match field.value.as_str() {
+                "name" => name = Some(DnsName::read(value, &path, origin)?.0),
+                "aliasFor" => alias_for = Some(alias(value, &path, origin)?),
                 _ => return Err(unknown(field, key, &["name", "aliasFor"], origin)),
-            };
-            *slot = Some(DnsName::read(value, &path, origin)?);
+            }
         }
         let missing = |field: &str| ConfigError::new(at.clone(), key, format!("{field} is missing"), hint);
         let name = name.ok_or_else(|| missing("name"))?;
         let alias_for = alias_for.ok_or_else(|| missing("aliasFor"))?;
         if name == alias_for {
-            return Err(ConfigError::new(at, key, format!("{} is mapped to itself", name.0), "leave it out"));
+            return Err(ConfigError::new(at, key, format!("{name} is mapped to itself"), "leave it out"));
         }
-        Ok(Self { name: name.0, alias_for: alias_for.0 })
+        Ok(Self { name, alias_for })
     }
 
     fn shown(&self) -> Shown {
         Shown::Mappings(vec![self.clone()])
+    }
+}
+
+/// An address or a name.
+fn alias(node: &Spanned<Node>, path: &str, origin: &Origin) -> Result<String, ConfigError> {
+    match &node.value {
+        Node::Text(text) if text.parse::<std::net::IpAddr>().is_ok() => Ok(text.clone()),
+        _ => Ok(DnsName::read(node, path, origin)?.0),
     }
 }
 

@@ -20,10 +20,9 @@ pub struct LinkDomains {
 }
 
 impl PolicyConfig {
-    /// The domains, without duplicates, each list sorted. `ranges` are further subnets whose reverse names are the
-    /// cluster's: those of virtual addresses.
+    /// The domains, without duplicates, each list sorted.
     #[must_use]
-    pub fn link_domains(&self, ranges: &[IpNet]) -> LinkDomains {
+    pub fn link_domains(&self) -> LinkDomains {
         let domain = self.domain().to_string().trim_end_matches('.').to_owned();
         let namespaces = self.mapped_namespaces.as_ref().unwrap_or(&self.namespaces);
         let excluded = |namespace: &&String| {
@@ -32,7 +31,7 @@ impl PolicyConfig {
         let mut routing: BTreeSet<String> = [domain.clone(), "svc".into(), "pod".into()].into();
         routing.extend(namespaces.iter().filter(|namespace| !excluded(namespace)).cloned());
         routing.extend(self.include_suffixes.iter().map(|name| name.to_string().trim_end_matches('.').to_owned()));
-        routing.extend(self.subnets.iter().chain(ranges).flat_map(reverse_zones));
+        routing.extend(self.subnets.iter().chain(&self.virtual_subnets).flat_map(reverse_zones));
         let connected = self.connected_namespace.as_ref();
         let search = connected.map(|namespace| format!("{namespace}.svc.{domain}")).into_iter().collect();
         LinkDomains { routing: routing.into_iter().collect(), search }
@@ -70,13 +69,14 @@ mod tests {
         let mut config = PolicyConfig::new("cluster.local".parse().unwrap());
         config.namespaces = ["default", "emojivoto", "com"].map(str::to_owned).into();
         config.connected_namespace = Some("emojivoto".into());
+        config.virtual_subnets = vec!["246.246.0.0/16".parse().unwrap()];
         config.subnets = vec!["10.96.0.0/16".parse().unwrap(), "fd10:96::/112".parse().unwrap()];
         config
     }
 
     #[test]
     fn the_clusters_names_and_nothing_that_others_own() {
-        let domains = config().link_domains(&["246.246.0.0/16".parse().unwrap()]);
+        let domains = config().link_domains();
         for name in ["cluster.local", "svc", "default", "emojivoto", "96.10.in-addr.arpa", "246.246.in-addr.arpa"] {
             assert!(domains.routing.iter().any(|domain| domain == name), "{name}: {domains:?}");
         }
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn mapped_namespaces_limit_the_names() {
         let mapped = Some(["shop".to_owned()].into());
-        let domains = PolicyConfig { mapped_namespaces: mapped, ..config() }.link_domains(&[]);
+        let domains = PolicyConfig { mapped_namespaces: mapped, ..config() }.link_domains();
         assert!(domains.routing.contains(&"shop".into()) && !domains.routing.contains(&"emojivoto".into()));
     }
 

@@ -129,6 +129,7 @@ fn addresses_of_every_kind() {
         // Our own.
         ("246.246.255.1", "246.246.255.0/24 | own | host host host | - | eth0"),
         ("fd74:7078:6e65:7400::1", "fd74:7078:6e65:7400::/64 | own | host host host | - | eth0"),
+        ("246.1.2.3", "246.0.0.0/11 | own | host host host | - | eth0"),
         // also-proxy; never inside also; also inside that.
         ("203.0.113.1", "203.0.113.0/24 | also-proxy direct | express express floor | - | eth0"),
         ("203.0.113.100", "203.0.113.64/26 | --never-proxy 203.0.113.64/26 says so | host host host | - | eth0"),

@@ -76,7 +76,7 @@ impl Shared {
         };
         let mut state = flow.lock();
         self.scratch(|out| {
-            if state.tcp.handle_packet(self.now(), view.packet, segment.is_rst(), out) {
+            if state.tcp.handle_packet(self.now(), view.packet, segment, out) {
                 self.transmit(out, state.tcp.mss());
             }
         });

@@ -72,6 +72,7 @@ pub(crate) struct TcpFlow {
     mss: u16,
     /// The largest segment that is taken.
     own_mss: u16,
+    repeats: Repeats,
     opened: bool,
     broken: Option<Broken>,
     /// The last packet, once both sides have ended: it is repeated when the peer did not hear it.
@@ -121,6 +122,7 @@ impl TcpFlow {
             isn,
             mss,
             own_mss: most,
+            repeats: Repeats::default(),
             opened: false,
             broken: None,
             farewell: None,
@@ -140,17 +142,23 @@ impl TcpFlow {
         self.isn
     }
 
-    /// A packet of this connection, which is a `reset` or not. True: there is an answer in `out`. Poll for packets and
-    /// the timeout afterwards.
-    pub(crate) fn handle_packet(&mut self, now: Duration, packet: &[u8], reset: bool, out: &mut Outgoing) -> bool {
+    /// A packet of this connection, and the segment in it. True: there is an answer in `out`. Poll for packets and the
+    /// timeout afterwards.
+    pub(crate) fn handle_packet(
+        &mut self,
+        now: Duration,
+        packet: &[u8],
+        segment: &Segment<'_>,
+        out: &mut Outgoing,
+    ) -> bool {
         let before = self.socket().state();
         out.clear();
-        if self.is_over() {
+        if self.is_over() || self.repeats.are_too_many(self.sockets.get(self.handle), segment) {
             return false;
         }
         self.ingress(now, packet, Some(out));
         let after = self.socket().state();
-        if after != before && reset && matches!(after, State::Closed | State::Listen) {
+        if after != before && segment.is_rst() && matches!(after, State::Closed | State::Listen) {
             self.break_off(Broken::Reset);
         }
         self.opened |= !matches!(after, State::Listen | State::SynReceived | State::Closed);
@@ -335,6 +343,28 @@ impl TcpFlow {
     }
 }
 
+/// Keeps from smoltcp 0.14 what it stumbles over: the third repeated acknowledgement (or FIN) while nothing but its own
+/// FIN is outstanding makes it stop the retransmission timer and send nothing (`dispatch`: fast retransmit with an empty
+/// buffer), so that a lost FIN would stay lost.
+#[derive(Debug, Default)]
+struct Repeats {
+    acknowledged: u32,
+    count: u8,
+}
+
+impl Repeats {
+    fn are_too_many(&mut self, socket: &Socket<'_>, segment: &Segment<'_>) -> bool {
+        let ending = matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
+        let bare = segment.payload.is_empty() && !segment.is_rst();
+        if !(ending && bare && socket.send_queue() == 0 && self.acknowledged == segment.acknowledgement) {
+            *self = Self { acknowledged: segment.acknowledgement, count: 0 };
+            return false;
+        }
+        self.count = self.count.saturating_add(1);
+        self.count > 2
+    }
+}
+
 fn instant(now: Duration) -> Instant {
     Instant::from_micros(i64::try_from(now.as_micros()).unwrap_or(i64::MAX))
 }
@@ -397,3 +427,6 @@ impl TxToken for Sent<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,16 +97,16 @@ impl Mask {
         Self { keys: RandomState::new(), count: 0 }
     }
 
-    /// Appends one final frame whose payload is `parts`.
-    pub(super) fn append(&mut self, out: &mut BytesMut, opcode: Opcode, parts: &[&[u8]]) {
+    /// Appends one final frame whose payload is `first` and then `parts`.
+    pub(super) fn append(&mut self, out: &mut BytesMut, opcode: Opcode, first: &[u8], parts: &[&[u8]]) {
         self.count += 1;
         let key = self.keys.hash_one(self.count) as u32;
-        append_with(key.to_ne_bytes(), out, opcode, parts);
+        append_with(key.to_ne_bytes(), out, opcode, first, parts);
     }
 }
 
-fn append_with(key: [u8; 4], out: &mut BytesMut, opcode: Opcode, parts: &[&[u8]]) {
-    let length: usize = parts.iter().map(|part| part.len()).sum();
+fn append_with(key: [u8; 4], out: &mut BytesMut, opcode: Opcode, first: &[u8], parts: &[&[u8]]) {
+    let length = first.len() + parts.iter().map(|part| part.len()).sum::<usize>();
     out.reserve(14 + length);
     out.put_u8(0x80 | opcode.bits());
     match length {
@@ -122,7 +122,7 @@ fn append_with(key: [u8; 4], out: &mut BytesMut, opcode: Opcode, parts: &[&[u8]]
     }
     out.put_slice(&key);
     let mut at = 0;
-    for part in parts {
+    for part in std::iter::once(&first).chain(parts) {
         let start = out.len();
         out.put_slice(part);
         let mut turned = key;
@@ -167,11 +167,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn masked_frames_read_back(key: [u8; 4], parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..4)) {
+        fn masked_frames_read_back(key: [u8; 4], first in proptest::collection::vec(any::<u8>(), 0..9), parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..4)) {
             let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-            let payload = parts.concat();
+            let payload = [first.clone(), parts.concat()].concat();
             let mut out = BytesMut::new();
-            append_with(key, &mut out, Opcode::Binary, &slices);
+            append_with(key, &mut out, Opcode::Binary, &first, &slices);
             // A client's frame is a server's frame plus the mask bit and the key.
             prop_assert_eq!(out[1] & 0x80, 0x80);
             out[1] &= 0x7f;

@@ -9,6 +9,7 @@ mod owner;
 mod relay;
 mod remains;
 mod roads;
+mod routes;
 mod scopes;
 mod translations;
 mod tun;
@@ -52,6 +53,8 @@ const CASES: &[Case] = &[
     ("floor_hidden_subnets_keep_open_sockets", floor::hidden),
     ("floor_is_for_the_workstation_only", floor::tree),
     ("floor_beside_a_vpn_that_routes_by_mark", floor::wg_quick),
+    ("routes_as_without_tpx", routes::without_tpx),
+    ("routes_are_followed", routes::followed),
     ("tun_road_answers_names", tun::names),
     ("tun_road_forwards_outside", tun::forwards),
     ("tun_road_yields_to_a_name_server_of_the_host", tun::own_name_server),

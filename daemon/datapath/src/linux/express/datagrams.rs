@@ -12,7 +12,7 @@ use std::{
 use aya::maps::{HashMap, Map, MapData, MapError};
 use bytes::Bytes;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, recvmsg, sendmsg};
-use tokio::{io::unix::AsyncFd, sync::mpsc, task::JoinSet, time::interval};
+use tokio::{io::Interest, net::UdpSocket, sync::mpsc, task::JoinSet, time::interval};
 use tpx_core::dial::DialFailure;
 use tpx_ebpf_abi::{Target, slot::Slot};
 
@@ -43,7 +43,7 @@ pub(super) fn start(
         let inlet = Inlet {
             targets: Targets::new(targets.try_clone()?)?,
             associations: Associations::default(),
-            outlet: Arc::new(Outlet { socket: AsyncFd::new(socket)?, raws: Arc::clone(raws) }),
+            outlet: Arc::new(Outlet { socket: UdpSocket::from_std(socket.into())?, raws: Arc::clone(raws) }),
             announce: announce.clone(),
         };
         tasks.spawn(inlet.run());
@@ -72,21 +72,20 @@ impl Inlet {
                     continue;
                 }
             };
-            let Ok(mut ready) = ready else {
+            if ready.is_err() {
                 return;
-            };
+            }
             for _ in 0..BATCH {
-                match ready.try_io(|socket| receive(socket.get_ref(), &mut buffer)) {
-                    Ok(Ok(Some(arrived))) => self.handle(&arrived, &buffer[..arrived.length]),
-                    Ok(Ok(None)) => {}
-                    Ok(Err(e)) => {
+                match outlet.socket.try_io(Interest::READABLE, || receive(&outlet.socket, &mut buffer)) {
+                    Ok(Some(arrived)) => self.handle(&arrived, &buffer[..arrived.length]),
+                    Ok(None) => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(e) => {
                         tracing::debug!("a datagram: {e}");
                         break;
                     }
-                    Err(_would_block) => break,
                 }
             }
-            drop(ready);
             tokio::task::yield_now().await;
         }
     }
@@ -147,7 +146,7 @@ fn index(ip: IpAddr) -> Option<u32> {
 
 /// One socket's outgoing side.
 struct Outlet {
-    socket: AsyncFd<OwnedFd>,
+    socket: UdpSocket,
     raws: Arc<Raws>,
 }
 
@@ -162,7 +161,7 @@ struct Back {
 impl Back {
     /// What the application's datagram looked like, for errors to quote.
     fn sent(&self) -> Option<Vec<u8>> {
-        let port = own_port(self.outlet.socket.get_ref())?;
+        let port = self.outlet.socket.local_addr().ok()?.port();
         packet::datagram(self.source, SocketAddr::new(self.stands_for, port), &[])
     }
 
@@ -175,7 +174,7 @@ impl Back {
 
 impl DatagramReturn for Back {
     fn send(&self, payload: &[u8]) {
-        if let Err(e) = reply(self.outlet.socket.get_ref(), self.stands_for, self.source, payload) {
+        if let Err(e) = reply(&self.outlet.socket, self.stands_for, self.source, payload) {
             tracing::debug!("a datagram back to {}: {e}", self.source);
         }
     }
@@ -197,7 +196,7 @@ struct Datagram {
 }
 
 /// Reads one; `None` for what does not say where it was sent.
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Datagram>> {
     let mut control = nix::cmsg_space!(libc::in6_pktinfo);
     let mut parts = [io::IoSliceMut::new(buffer)];
     let message = recvmsg::<nix::sys::socket::SockaddrStorage>(
@@ -219,7 +218,7 @@ fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<Datagram>> 
 }
 
 /// Sends one from an address that no device has.
-fn reply(socket: &OwnedFd, from: IpAddr, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
+fn reply(socket: &UdpSocket, from: IpAddr, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
     let (socket, payload, flags) = (socket.as_raw_fd(), [io::IoSlice::new(payload)], MsgFlags::MSG_DONTWAIT);
     match (from, to) {
         (IpAddr::V4(from), SocketAddr::V4(to)) => {
@@ -235,10 +234,6 @@ fn reply(socket: &OwnedFd, from: IpAddr, to: SocketAddr, payload: &[u8]) -> io::
         _ => return Err(io::ErrorKind::InvalidInput.into()),
     }?;
     Ok(())
-}
-
-fn own_port(socket: &OwnedFd) -> Option<u16> {
-    socket2::SockRef::from(socket).local_addr().ok()?.as_socket().map(|a| a.port())
 }
 
 #[cfg(test)]

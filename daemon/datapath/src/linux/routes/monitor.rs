@@ -1,81 +1,64 @@
-//! The host's own routes, followed as they change: a VPN may come and go while tpx is connected.
+//! Following the host's routes as they change.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    io,
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
-use ipnet::IpNet;
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    link::LinkAttribute,
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
-};
+use futures::StreamExt as _;
+use netlink_packet_route::{RouteNetlinkMessage, route::RouteAttribute};
 use rtnetlink::{
-    Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+    MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
 };
-use tokio::{sync::watch, task::JoinSet};
-use tpx_core::subnets::HostRoute;
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout_at},
+};
+
 use tpx_ebpf_abi::slot::Slot;
 
-/// A VPN that comes up changes many routes at once; they are looked at together.
-const SETTLE: Duration = Duration::from_millis(100);
-/// The kernel's own table of local addresses (linux/rtnetlink.h).
-const RT_TABLE_LOCAL: u32 = 255;
+use super::{HostNetwork, LOCAL_TABLE, read::list};
 
-/// What the host's network looks like without tpx.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HostNetwork {
-    /// Unicast routes of all tables but the kernel's own and tpx's, default routes included, sorted.
-    pub routes: Vec<HostRoute>,
-    /// Routers that these routes go through, sorted.
-    pub gateways: Vec<IpAddr>,
-}
+/// What can change the answer.
+const GROUPS: [MulticastGroup; 7] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+    MulticastGroup::Ipv4Rule,
+    MulticastGroup::Ipv6Rule,
+];
+/// Changes come in swarms: a VPN adds its routes one by one. The routes are read when none has come for this long.
+const QUIET: Duration = Duration::from_millis(100);
+/// Not longer than this after the first one, even if they never end.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Pause after netlink failed.
+const AGAIN: Duration = Duration::from_millis(500);
 
-/// Follows the host's network. Needs no privilege. Ends when dropped.
+/// Follows the host's network until it is dropped. Needs no privilege.
 #[derive(Debug)]
 pub struct Monitor {
     network: watch::Receiver<Arc<HostNetwork>>,
-    _tasks: JoinSet<()>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Monitor {
-    /// Reads everything once and begins to follow, in the network namespace of the calling thread.
+    /// Begins, on the current runtime, in the network namespace of the calling thread. The first look is done when this
+    /// returns.
     ///
     /// # Errors
-    /// When netlink cannot be opened or the routes cannot be read.
+    /// What the kernel says.
     pub async fn start() -> io::Result<Self> {
-        let groups = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route, MulticastGroup::Link].as_slice();
-        let (connection, handle, mut changes) = new_multicast_connection(groups)?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(connection);
-        // Those that come while we read make us read again.
-        let (sender, network) = watch::channel(Arc::new(read(&handle).await?));
-        tasks.spawn(async move {
-            while let Some((message, _)) = changes.next().await {
-                if !concerns_the_host(&message) {
-                    continue;
-                }
-                tokio::time::sleep(SETTLE).await;
-                while changes.next().now_or_never().flatten().is_some() {}
-                match read(&handle).await {
-                    Ok(now) => {
-                        sender.send_if_modified(|known| {
-                            let changed = **known != now;
-                            *known = Arc::new(now);
-                            changed
-                        });
-                    }
-                    Err(e) => tracing::warn!("the host's routes cannot be read: {e}"),
-                }
-            }
-        });
-        Ok(Self { network, _tasks: tasks })
+        let mut follower = Follower::start()?;
+        let first = follower.list().await?;
+        let (tell, network) = watch::channel(Arc::new(first));
+        Ok(Self { network, task: tokio::spawn(follow(follower, tell)) })
     }
 
     /// What it looks like now.
@@ -84,149 +67,95 @@ impl Monitor {
         Arc::clone(&self.network.borrow())
     }
 
-    /// Follows it; the sender goes when the monitor is dropped, or netlink ends.
+    /// Follows it: the value changes only when the network does. The sender goes when the monitor is dropped.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<HostNetwork>> {
         self.network.clone()
     }
 }
 
-/// Whether a message is about something else than the kernel's and tpx's own tables.
-fn concerns_the_host(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-    match &message.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) => {
-            is_foreign(table_of(route))
-        }
-        NetlinkPayload::InnerMessage(_) => true,
-        _ => false,
+/// A netlink connection that hears of changes.
+struct Follower {
+    handle: rtnetlink::Handle,
+    news: std::pin::Pin<Box<dyn futures::Stream<Item = ()> + Send>>,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.connection.abort();
     }
 }
 
-fn is_foreign(table: u32) -> bool {
-    table != RT_TABLE_LOCAL && !Slot::owns_table(table)
-}
-
-async fn read(handle: &Handle) -> io::Result<HostNetwork> {
-    let mut devices = HashMap::new();
-    let mut links = Box::pin(handle.link().get().execute());
-    while let Some(link) = links.try_next().await.map_err(io::Error::other)? {
-        let name = |a: LinkAttribute| if let LinkAttribute::IfName(name) = a { Some(name) } else { None };
-        if let Some(name) = link.attributes.into_iter().find_map(name) {
-            devices.insert(link.header.index, name);
-        }
+impl Follower {
+    fn start() -> io::Result<Self> {
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
+        // What changed does not matter: everything is read again.
+        let news = messages.filter_map(|(message, _)| std::future::ready(concerns_the_host(&message).then_some(())));
+        Ok(Self { handle, news: Box::pin(news), connection: tokio::spawn(connection) })
     }
-    let four = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
-    let six = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
-    let (mut routes, mut gateways) = (BTreeSet::new(), BTreeSet::new());
-    for question in [four, six] {
-        let mut answers = Box::pin(handle.route().get(question).execute());
-        while let Some(route) = answers.try_next().await.map_err(io::Error::other)? {
-            for route in host_routes(&route, &devices) {
-                gateways.extend(route.gateway);
-                routes.insert(route);
+
+    async fn list(&mut self) -> io::Result<HostNetwork> {
+        list(&self.handle).await.map_err(io::Error::other)
+    }
+
+    /// Waits for a change and the quiet after it. False when the connection has ended, which happens when news were lost.
+    async fn changed(&mut self) -> bool {
+        if self.news.next().await.is_none() {
+            return false;
+        }
+        let latest = Instant::now() + PATIENCE;
+        while let Ok(more) = timeout_at(latest.min(Instant::now() + QUIET), self.news.next()).await {
+            if more.is_none() {
+                return false;
+            }
+            if Instant::now() >= latest {
+                break;
             }
         }
+        true
     }
-    Ok(HostNetwork { routes: routes.into_iter().collect(), gateways: gateways.into_iter().collect() })
 }
 
-/// A route as the host's own, once for each of its next hops; none for those of tpx, of the kernel, and for those that
-/// lead nowhere.
-fn host_routes(route: &RouteMessage, devices: &HashMap<u32, String>) -> Vec<HostRoute> {
-    let table = table_of(route);
-    if route.header.kind != RouteType::Unicast || !is_foreign(table) {
-        return Vec::new();
-    }
-    let prefix = route.header.destination_prefix_length;
-    let to = route.attributes.iter().find_map(|a| match a {
-        RouteAttribute::Destination(to) => address(to),
-        _ => None,
-    });
-    let everywhere =
-        if route.header.address_family == AddressFamily::Inet { IpAddr::from([0; 4]) } else { [0; 16].into() };
-    let Ok(destination) = IpNet::new(to.unwrap_or(everywhere), prefix) else {
-        return Vec::new();
+/// Not so the kernel's and tpx's own tables: each plan changes hundreds of routes there.
+fn concerns_the_host(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) =
+        &message.payload
+    else {
+        return true;
     };
-    let mut hops = vec![(oif(&route.attributes), gateway(&route.attributes))];
-    for attribute in &route.attributes {
-        if let RouteAttribute::MultiPath(paths) = attribute {
-            hops.extend(paths.iter().map(|path| (Some(path.interface_index), gateway(&path.attributes))));
-        }
-    }
-    let known = |(index, gateway): (Option<u32>, Option<IpAddr>)| {
-        let device = devices.get(&index?)?.clone();
-        let ours = Slot::all().any(|slot| slot.device() == device);
-        (!ours).then_some(HostRoute { destination, device, gateway, table })
-    };
-    hops.into_iter().filter_map(known).collect()
-}
-
-fn table_of(route: &RouteMessage) -> u32 {
     let wide = |a: &RouteAttribute| if let RouteAttribute::Table(table) = a { Some(*table) } else { None };
-    route.attributes.iter().find_map(wide).unwrap_or_else(|| route.header.table.into())
+    let table = route.attributes.iter().find_map(wide).unwrap_or_else(|| route.header.table.into());
+    table != LOCAL_TABLE && !Slot::owns_table(table)
 }
 
-fn oif(attributes: &[RouteAttribute]) -> Option<u32> {
-    attributes.iter().find_map(|a| if let RouteAttribute::Oif(index) = a { Some(*index) } else { None })
-}
-
-fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
-    attributes.iter().find_map(|a| match a {
-        RouteAttribute::Gateway(gateway) => address(gateway),
-        RouteAttribute::Via(RouteVia::Inet(ip)) => Some((*ip).into()),
-        RouteAttribute::Via(RouteVia::Inet6(ip)) => Some((*ip).into()),
-        _ => None,
-    })
-}
-
-fn address(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(ip) => Some((*ip).into()),
-        RouteAddress::Inet6(ip) => Some((*ip).into()),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use super::*;
-
-    fn devices() -> HashMap<u32, String> {
-        [(2, "eth0".to_owned()), (7, "tpx0".to_owned()), (9, "wg0".to_owned())].into()
-    }
-
-    fn route(table: u32, index: u32, kind: RouteType) -> RouteMessage {
-        RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(Ipv4Addr::new(10, 0, 0, 0), 8)
-            .gateway(Ipv4Addr::new(192, 0, 2, 1))
-            .output_interface(index)
-            .table_id(table)
-            .kind(kind)
-            .build()
-    }
-
-    #[test]
-    fn the_hosts_own_routes_only() {
-        let seen = host_routes(&route(51820, 9, RouteType::Unicast), &devices());
-        let expected = HostRoute {
-            destination: "10.0.0.0/8".parse().unwrap(),
-            device: "wg0".into(),
-            gateway: Some("192.0.2.1".parse().unwrap()),
-            table: 51820,
-        };
-        assert_eq!(seen, [expected]);
-        assert!(host_routes(&route(Slot::FIRST.table(), 2, RouteType::Unicast), &devices()).is_empty(), "tpx's table");
-        assert!(host_routes(&route(254, 7, RouteType::Unicast), &devices()).is_empty(), "tpx's device");
-        assert!(host_routes(&route(RT_TABLE_LOCAL, 2, RouteType::Local), &devices()).is_empty(), "the kernel's");
-        assert!(host_routes(&route(254, 2, RouteType::BlackHole), &devices()).is_empty(), "leads nowhere");
-    }
-
-    #[test]
-    fn a_default_route_has_no_destination() {
-        let default = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(2).build();
-        let seen = host_routes(&default, &devices());
-        assert!(seen.len() == 1 && seen[0].is_default() && seen[0].table == 254, "{seen:?}");
+async fn follow(mut follower: Follower, tell: watch::Sender<Arc<HostNetwork>>) {
+    loop {
+        if !follower.changed().await {
+            tracing::debug!("news of routes were lost");
+            sleep(QUIET).await;
+            match Follower::start() {
+                Ok(again) => follower = again,
+                Err(e) => {
+                    tracing::warn!("routes cannot be followed: {e}");
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+        match follower.list().await {
+            Ok(now) => {
+                tell.send_if_modified(|known| {
+                    let new = **known != now;
+                    if new {
+                        *known = Arc::new(now);
+                    }
+                    new
+                });
+            }
+            Err(e) => {
+                tracing::warn!("routes cannot be read: {e}");
+                sleep(AGAIN).await;
+            }
+        }
     }
 }
