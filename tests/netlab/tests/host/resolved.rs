@@ -164,11 +164,7 @@ type Asked = Arc<Mutex<Vec<String>>>;
 const ANSWER: [u8; 4] = [10, 96, 1, 2];
 
 /// Serves the device's names until the tasks are dropped; which ones were asked.
-fn serve(
-    world: &World,
-    device: std::os::fd::OwnedFd,
-    vnet_hdr: bool,
-) -> Result<(Asked, JoinSet<()>)> {
+fn serve(world: &World, device: std::os::fd::OwnedFd, vnet_hdr: bool) -> Result<(Asked, JoinSet<()>)> {
     let names = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&names);
     let mut tasks = JoinSet::new();
