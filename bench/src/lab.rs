@@ -14,6 +14,11 @@ use serde_json::Value;
 /// Longer than anything takes that works.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
+/// Who types the commands.
+pub(crate) const DEVELOPER: &str = "dev";
+/// Whose the laptop is.
+pub(crate) const ROOT: &str = "root";
+
 /// Where in the lab.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
@@ -45,11 +50,12 @@ impl Lab {
         Ok(lab)
     }
 
-    fn command(&self, part: Part, words: &[&str]) -> Command {
+    fn command(&self, part: Part, user: &str, words: &[&str]) -> Command {
         let mut command = Command::new(&self.xtask);
         command.args(["lab", "exec", "--name", &self.name]);
         match part {
-            Part::Laptop => command.args(["laptop", "--user", "dev", "--profile", "release"]),
+            Part::Laptop if user == ROOT => command.args(["laptop", "--profile", "release"]),
+            Part::Laptop => command.args(["laptop", "--user", user, "--profile", "release"]),
             Part::Node => command.arg("node"),
         };
         command.arg("--").args(words);
@@ -58,7 +64,7 @@ impl Lab {
 
     /// Runs a program to its end and returns what it prints.
     pub(crate) fn run(&self, part: Part, words: &[&str]) -> Result<String> {
-        finish(&mut self.command(part, words), LIMIT)
+        finish(&mut self.command(part, DEVELOPER, words), LIMIT)
     }
 
     /// Runs the load client and returns what it saw.
@@ -69,15 +75,17 @@ impl Lab {
         serde_json::from_str(said.trim()).with_context(|| format!("tpx-load says {said:?}"))
     }
 
-    /// Starts a program in the background and waits for a line of which `is` makes something.
+    /// Starts a program in the background, as the laptop's developer or as `user`, and waits for a line of which `is` makes
+    /// something.
     pub(crate) fn start<T>(
         &self,
         part: Part,
+        user: &str,
         words: &[&str],
         is: impl Fn(&str) -> Option<T>,
     ) -> Result<(Background, T)> {
         let what = words.join(" ");
-        let mut command = self.command(part, words);
+        let mut command = self.command(part, user, words);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
         let mut background = Background { child: child.with_context(|| format!("cannot start {what}"))? };
         let stdout = background.child.stdout.take().context("no output")?;

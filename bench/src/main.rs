@@ -1,8 +1,12 @@
-//! `cargo xtask bench`, after everything is built and the lab is up: tpx next to `kubectl port-forward` and to a direct
-//! connection, in one run, interleaved round by round.
+//! `cargo xtask bench`, after everything is built and the lab is up: tpx by each of its datapaths next to `kubectl
+//! port-forward` and to a direct connection, the datapaths alone next to plain loopback, and tpx's name server next to
+//! dnsmasq, in one run, interleaved round by round.
 
+mod bare;
 mod conditions;
+mod grid;
 mod lab;
+mod names;
 mod plot;
 mod procs;
 mod render;
@@ -75,9 +79,9 @@ fn run() -> Result<()> {
     }
     let rounds = cli.rounds.map_or(if cli.quick { 2 } else { 5 }, usize::from);
     let amount = if cli.quick {
-        Amount { rounds, transfer: 0.7, burst: 0.5, pings: 2000, busy_pings: 200 }
+        Amount { rounds, transfer: 0.7, burst: 0.5, pings: 2000, busy_pings: 200, idle: 5.0 }
     } else {
-        Amount { rounds, transfer: 2.0, burst: 1.5, pings: 3000, busy_pings: 1000 }
+        Amount { rounds, transfer: 2.0, burst: 1.5, pings: 3000, busy_pings: 1000, idle: 10.0 }
     };
     let lab = Lab::new(cli.xtask, &cli.name)?;
     let mut conditions = Conditions::now(&lab, rounds, cli.quick);
@@ -90,6 +94,7 @@ fn run() -> Result<()> {
         ("report.json", &json),
         ("report.md", &render::markdown(&report)),
         ("roads.svg", &plot::roads(&report)),
+        ("bare.svg", &plot::bare(&report)),
         ("memory.svg", &plot::memory(&report)),
     ] {
         let file = cli.out.join(name);

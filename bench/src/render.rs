@@ -6,13 +6,16 @@ use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
 use comfy_table::{CellAlignment, Table};
 use tpx_bench::stats::median;
 
+use crate::bare::{self, Way};
+use crate::grid::middle;
+use crate::names;
 use crate::procs::Memory;
 use crate::report::{Goal, Metric, Report, Road};
 
 /// For a terminal.
 pub(crate) fn text(report: &Report) -> String {
     let mut text = String::new();
-    for mut table in [numbers(report), cpu(report), memory(report), goals(report)] {
+    for mut table in [numbers(report), alone(report), named(report), cpu(report), memory(report), goals(report)] {
         text += &format!("{}\n\n", trimmed(table.load_preset(NOTHING)));
     }
     for failure in failures(report) {
@@ -46,9 +49,16 @@ pub(crate) fn markdown(report: &Report) -> String {
     .ok();
     text += "Everything runs on this one machine: client, road, cluster and server share its cores. Values are medians over \
              the rounds; each round measures every road once, in an order that turns; ratios are taken per round, \
-             their median is shown with the least and the greatest.\n\n";
+             their median is shown with the least and the greatest. \"tpx\" is what `tpx connect` chooses, the express lane; \
+             \"floor\" is `--datapath tun`.\n\n";
     text += &section("Numbers", numbers(report));
     text += "![](roads.svg)\n\n";
+    text += &section("The datapath alone", alone(report));
+    text += "![](bare.svg)\n\nNo tunnel and no cluster: the services are in the memory of one program that stands where the user \
+             daemon does; on plain loopback the same program listens at 127.0.0.1.\n\n";
+    text += &section("A name from memory", named(report));
+    text += "The same question by the same client over UDP, to the laptop's configured name server (which is tpx) and to dnsmasq \
+             on the laptop. tpx has the answer from the cluster and asks again when its time has run out.\n\n";
     text += &section("CPU seconds per GiB, by process", cpu(report));
     text += "User and system time of /proc/PID/stat. The clients, the service's pod and the kernel's own threads are not \
              in it; what the cluster's processes do anyway is.\n\n";
@@ -69,21 +79,66 @@ fn section(title: &str, mut table: Table) -> String {
 }
 
 fn numbers(report: &Report) -> Table {
-    let titles = Road::ALL.map(|road| road.title().to_owned());
-    let [tpx, kubectl, direct] = titles;
-    let mut table = table(["".into(), "".into(), tpx, kubectl, direct, "tpx / kubectl".into(), "tpx / direct".into()]);
+    let mut titles: Vec<String> = vec![String::new(), String::new()];
+    titles.extend(Road::ALL.map(|road| road.title().to_owned()));
+    titles.extend(report.ratios.iter().map(|ratio| format!("{} / {}", short(ratio.over), short(ratio.under))));
+    let mut table = table(titles);
     for metric in Metric::ALL {
         let (title, unit) = metric.title();
-        let value = |road| number(report.medians.get(&road).and_then(|all| all.get(&metric)).copied());
-        table.add_row([
-            title.to_owned(),
-            unit.to_owned(),
-            value(Road::Tpx),
-            value(Road::Kubectl),
-            value(Road::Direct),
-            spread(report.to_kubectl.get(&metric)),
-            spread(report.to_direct.get(&metric)),
-        ]);
+        let mut row = vec![title.to_owned(), unit.to_owned()];
+        row.extend(Road::ALL.map(|road| number(report.medians.get(&road).and_then(|all| all.get(&metric)).copied())));
+        row.extend(report.ratios.iter().map(|ratio| spread(ratio.rounds.get(&metric))));
+        table.add_row(row);
+    }
+    right(&mut table, 2);
+    table
+}
+
+/// A road in a title of few words.
+fn short(road: Road) -> &'static str {
+    match road {
+        Road::Tpx => "tpx",
+        Road::Floor => "floor",
+        Road::Kubectl => "kubectl",
+        Road::Direct => "direct",
+    }
+}
+
+fn alone(report: &Report) -> Table {
+    let compared = [(Way::Floor, Way::Loopback), (Way::Express, Way::Loopback), (Way::Express, Way::Floor)];
+    let mut titles: Vec<String> = vec!["the datapath alone".into(), String::new()];
+    titles.extend(Way::ALL.map(|way| way.title().to_owned()));
+    titles.extend(compared.map(|(over, under)| format!("{} / {}", over.title(), under.title())));
+    let mut table = table(titles);
+    for metric in bare::Metric::ALL {
+        let (title, unit) = metric.title();
+        let mut row = vec![title.to_owned(), unit.to_owned()];
+        row.extend(Way::ALL.map(|way| number(bare::middle(&report.bare, way, metric))));
+        row.extend(compared.map(|(over, under)| spread(Some(&bare::ratio(&report.bare, over, under, metric)))));
+        table.add_row(row);
+    }
+    right(&mut table, 2);
+    table
+}
+
+fn named(report: &Report) -> Table {
+    use names::Metric;
+    let titles = ["a name from memory", "", "tpx", "dnsmasq", "tpx / dnsmasq"];
+    let mut table = table(titles.map(str::to_owned));
+    for road in Road::OWN {
+        for (what, unit, own, other) in [
+            ("p50", "us", Metric::Own, Metric::Dnsmasq),
+            ("p99", "us", Metric::OwnP99, Metric::DnsmasqP99),
+            ("32 out", "1/s", Metric::OwnRate, Metric::DnsmasqRate),
+        ] {
+            table.add_row([
+                format!("{}, {what}", road.title()),
+                unit.to_owned(),
+                number(middle(&report.names, road, own)),
+                number(middle(&report.names, road, other)),
+                spread(Some(&names::ratio(&report.names, road, own, other))),
+            ]);
+        }
     }
     right(&mut table, 2);
     table
@@ -102,17 +157,24 @@ fn cpu(report: &Report) -> Table {
         number(median(&values))
     };
     let mut names: Vec<&str> = Vec::new();
-    for process in [Road::Tpx, Road::Kubectl].iter().filter_map(|road| report.processes.get(road)).flatten() {
+    for process in
+        [Road::Tpx, Road::Floor, Road::Kubectl].iter().filter_map(|road| report.processes.get(road)).flatten()
+    {
         if !names.contains(&process.name.as_str()) {
             names.push(&process.name);
         }
     }
-    let mut table = table(["CPU s/GiB", "tpx, down", "tpx, up", "kubectl, down", "kubectl, up"].map(str::to_owned));
+    let mut table = table(
+        ["CPU s/GiB", "tpx, down", "tpx, up", "floor, down", "floor, up", "kubectl, down", "kubectl, up"]
+            .map(str::to_owned),
+    );
     for name in names {
         table.add_row([
             name.to_owned(),
             of(Road::Tpx, name, true),
             of(Road::Tpx, name, false),
+            of(Road::Floor, name, true),
+            of(Road::Floor, name, false),
             of(Road::Kubectl, name, true),
             of(Road::Kubectl, name, false),
         ]);
@@ -131,7 +193,7 @@ fn memory(report: &Report) -> Table {
     for daemon in &report.daemons {
         let ([a, b, c], [d, e, f]) = (three(daemon.idle), three(daemon.loaded));
         let cpu = daemon.idle_cpu.map_or_else(String::new, |part| format!("{:.1}", part * 100.0));
-        table.add_row([daemon.name.clone(), a, b, c, d, e, f, cpu]);
+        table.add_row([daemon.title(), a, b, c, d, e, f, cpu]);
     }
     right(&mut table, 1);
     table
@@ -153,11 +215,11 @@ fn goals(report: &Report) -> Table {
 fn failures(report: &Report) -> impl Iterator<Item = String> {
     report.failures.iter().map(|failure| {
         let when = if failure.round == 0 { "before".to_owned() } else { format!("round {}", failure.round) };
-        format!("{} ({when}): {}: {}", failure.road.title(), failure.what, failure.error.replace('\n', " "))
+        format!("{} ({when}): {}: {}", failure.who, failure.what, failure.error.replace('\n', " "))
     })
 }
 
-fn table<const N: usize>(titles: [String; N]) -> Table {
+fn table(titles: impl Into<comfy_table::Row>) -> Table {
     let mut table = Table::new();
     table.set_header(titles);
     table

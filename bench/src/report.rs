@@ -5,15 +5,20 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tpx_bench::stats::{median, ratios};
 
+use crate::bare;
 use crate::conditions::Conditions;
+use crate::grid::Row;
+use crate::names;
 use crate::procs::{Memory, Process};
 
 /// A way from a client to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Road {
-    /// From the laptop to the ClusterIP.
+    /// From the laptop to the ClusterIP, by the datapath that tpx chooses: the express lane.
     Tpx,
+    /// The same with `tpx connect --datapath tun`.
+    Floor,
     /// From the laptop through `kubectl port-forward svc/…`.
     Kubectl,
     /// From the node to the ClusterIP.
@@ -21,11 +26,14 @@ pub(crate) enum Road {
 }
 
 impl Road {
-    pub(crate) const ALL: [Road; 3] = [Road::Tpx, Road::Kubectl, Road::Direct];
+    pub(crate) const ALL: [Road; 4] = [Road::Tpx, Road::Floor, Road::Kubectl, Road::Direct];
+    /// Those that are tpx's.
+    pub(crate) const OWN: [Road; 2] = [Road::Tpx, Road::Floor];
 
     pub(crate) fn title(self) -> &'static str {
         match self {
             Road::Tpx => "tpx",
+            Road::Floor => "tpx, floor",
             Road::Kubectl => "kubectl port-forward",
             Road::Direct => "direct",
         }
@@ -103,7 +111,8 @@ pub(crate) type Round = BTreeMap<Road, Seen>;
 pub(crate) struct Failure {
     /// Counted from 1; 0 is before the first.
     pub(crate) round: usize,
-    pub(crate) road: Road,
+    /// The road's title, or whoever it was.
+    pub(crate) who: String,
     pub(crate) what: String,
     pub(crate) error: String,
 }
@@ -111,13 +120,22 @@ pub(crate) struct Failure {
 /// A daemon of tpx: its memory when it has nothing to do and after it had.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Daemon {
+    /// While connected by which road.
+    pub(crate) road: Road,
     pub(crate) name: String,
-    /// Ten seconds after `tpx connect`, before any load, in the first round.
+    /// Some seconds after `tpx connect`, before any load, in the first round.
     pub(crate) idle: Option<Memory>,
-    /// CPU it used in these ten seconds, as a part of one core.
+    /// CPU it used in these seconds, as a part of one core.
     pub(crate) idle_cpu: Option<f64>,
     /// After the load of the last round.
     pub(crate) loaded: Option<Memory>,
+}
+
+impl Daemon {
+    /// Its name, with the road where that is not what tpx chooses.
+    pub(crate) fn title(&self) -> String {
+        if self.road == Road::Tpx { self.name.clone() } else { format!("{} (floor)", self.name) }
+    }
 }
 
 /// A goal, and whether it is met; not measured where that is unknown.
@@ -129,27 +147,54 @@ pub(crate) struct Goal {
     pub(crate) met: Option<bool>,
 }
 
-/// Everything of one run.
+impl Goal {
+    pub(crate) fn at_least(what: String, limit: String, value: Option<f64>, least: f64) -> Goal {
+        Goal { what, limit, value, met: value.map(|value| value >= least) }
+    }
+
+    pub(crate) fn at_most(what: String, limit: String, value: Option<f64>, most: f64) -> Goal {
+        Goal { what, limit, value, met: value.map(|value| value <= most) }
+    }
+}
+
+/// One road's values as multiples of another's.
 #[derive(Clone, Debug, Serialize)]
+pub(crate) struct Ratio {
+    pub(crate) over: Road,
+    pub(crate) under: Road,
+    /// Round by round, where both have a value.
+    pub(crate) rounds: BTreeMap<Metric, Vec<f64>>,
+}
+
+/// Who is compared with whom.
+const COMPARED: [(Road, Road); 4] =
+    [(Road::Tpx, Road::Kubectl), (Road::Floor, Road::Kubectl), (Road::Tpx, Road::Floor), (Road::Tpx, Road::Direct)];
+
+/// All of it.
+#[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) conditions: Conditions,
-    /// Medians over the rounds.
     pub(crate) medians: BTreeMap<Road, BTreeMap<Metric, f64>>,
-    /// tpx to kubectl port-forward, round by round.
-    pub(crate) to_kubectl: BTreeMap<Metric, Vec<f64>>,
-    /// tpx to direct, round by round.
-    pub(crate) to_direct: BTreeMap<Metric, Vec<f64>>,
+    pub(crate) ratios: Vec<Ratio>,
     pub(crate) goals: Vec<Goal>,
     pub(crate) daemons: Vec<Daemon>,
     pub(crate) failures: Vec<Failure>,
-    /// Whose CPU was counted on which road.
+    /// The processes that each road was made of, in the last round.
     pub(crate) processes: BTreeMap<Road, Vec<Process>>,
+    /// Everything that was measured.
     pub(crate) rounds: Vec<Round>,
+    /// The same without a tunnel and a cluster.
+    pub(crate) bare: Vec<Row<bare::Way, bare::Metric>>,
+    /// Names; times in microseconds.
+    pub(crate) names: Vec<Row<Road, names::Metric>>,
 }
 
 /// What the rounds left, before anything is concluded.
+#[derive(Default)]
 pub(crate) struct Raw {
     pub(crate) rounds: Vec<Round>,
+    pub(crate) bare: Vec<Row<bare::Way, bare::Metric>>,
+    pub(crate) names: Vec<Row<Road, names::Metric>>,
     pub(crate) daemons: Vec<Daemon>,
     pub(crate) failures: Vec<Failure>,
     pub(crate) processes: BTreeMap<Road, Vec<Process>>,
@@ -157,12 +202,12 @@ pub(crate) struct Raw {
 
 impl Report {
     pub(crate) fn new(conditions: Conditions, raw: Raw) -> Report {
-        let Raw { rounds, daemons, failures, processes } = raw;
-        let per_metric = |under| {
-            let per = |metric| ratios(&column(&rounds, Road::Tpx, metric), &column(&rounds, under, metric));
-            Metric::ALL.into_iter().map(|metric| (metric, per(metric))).filter(|(_, all)| !all.is_empty()).collect()
-        };
-        let (to_kubectl, to_direct) = (per_metric(Road::Kubectl), per_metric(Road::Direct));
+        let Raw { rounds, bare, names, daemons, failures, processes } = raw;
+        let compared = COMPARED.map(|(over, under)| {
+            let of = |metric| ratios(&column(&rounds, over, metric), &column(&rounds, under, metric));
+            let all = Metric::ALL.into_iter().map(|metric| (metric, of(metric))).filter(|(_, all)| !all.is_empty());
+            Ratio { over, under, rounds: all.collect() }
+        });
         let medians = Road::ALL
             .into_iter()
             .map(|road| {
@@ -170,8 +215,9 @@ impl Report {
                 (road, Metric::ALL.into_iter().filter_map(|metric| Some((metric, of(metric)?))).collect())
             })
             .collect();
-        let goals = goals(&to_kubectl, &daemons);
-        Report { conditions, medians, to_kubectl, to_direct, goals, daemons, failures, processes, rounds }
+        let goals = [goals(&compared, &daemons), bare::goals(&bare), names::goals(&names)].concat();
+        let ratios = compared.into();
+        Report { conditions, medians, ratios, goals, daemons, failures, processes, rounds, bare, names }
     }
 }
 
@@ -183,25 +229,31 @@ pub(crate) fn column(rounds: &[Round], road: Road, metric: Metric) -> Vec<Option
 /// Memory that an idle daemon may hold, in MiB.
 pub(crate) const MEMORY_GOAL: f64 = 30.0;
 
-fn goals(to_kubectl: &BTreeMap<Metric, Vec<f64>>, daemons: &[Daemon]) -> Vec<Goal> {
-    let ratio = |metric: Metric, least: Option<f64>, most: Option<f64>| {
-        let value = to_kubectl.get(&metric).and_then(|all| median(all));
-        let limit = match (least, most) {
-            (Some(least), _) => format!("at least {least} x kubectl port-forward"),
-            (None, most) => format!("at most {} x kubectl port-forward", most.unwrap_or(1.0)),
-        };
-        let met = value.map(|value| least.is_none_or(|least| value >= least) && most.is_none_or(|most| value <= most));
-        Goal { what: metric.title().0.to_owned(), limit, value, met }
+fn goals(ratios: &[Ratio], daemons: &[Daemon]) -> Vec<Goal> {
+    let value = |road: Road, metric: Metric| {
+        let to_kubectl = ratios.iter().find(|ratio| ratio.over == road && ratio.under == Road::Kubectl)?;
+        median(to_kubectl.rounds.get(&metric)?)
+    };
+    let what = |road: Road, metric: Metric| format!("{}: {}", road.title(), metric.title().0);
+    let least = |road: Road, metric: Metric, least: f64| {
+        let limit = format!("at least {least} x kubectl port-forward");
+        Goal::at_least(what(road, metric), limit, value(road, metric), least)
+    };
+    let most = |road: Road, metric: Metric, most: f64| {
+        let limit = format!("at most {most} x kubectl port-forward");
+        Goal::at_most(what(road, metric), limit, value(road, metric), most)
     };
     let mut goals = vec![
-        ratio(Metric::Download, Some(0.9), None),
-        ratio(Metric::Upload, Some(0.9), None),
-        ratio(Metric::Ping, None, Some(1.15)),
-        ratio(Metric::FirstByte, None, Some(1.0)),
+        least(Road::Tpx, Metric::Download, 0.9),
+        least(Road::Tpx, Metric::Upload, 0.9),
+        most(Road::Tpx, Metric::Ping, 1.15),
+        most(Road::Tpx, Metric::FirstByte, 1.0),
+        least(Road::Floor, Metric::Download, 0.8),
+        least(Road::Floor, Metric::Upload, 0.8),
     ];
     for daemon in daemons {
         let value = daemon.idle.map(|memory| memory.rss as f64 / 1024.0);
-        let what = format!("resident memory of {}, idle", daemon.name);
+        let what = format!("resident memory of {}, idle", daemon.title());
         let met = value.map(|value| value < MEMORY_GOAL);
         goals.push(Goal { what, limit: format!("under {MEMORY_GOAL} MiB"), value, met });
     }
@@ -214,19 +266,25 @@ mod tests {
 
     fn daemon(name: &str, rss: Option<u64>) -> Daemon {
         let idle = rss.map(|rss| Memory { rss, ..Memory::default() });
-        Daemon { name: name.into(), idle, idle_cpu: None, loaded: None }
+        Daemon { road: Road::Tpx, name: name.into(), idle, idle_cpu: None, loaded: None }
     }
 
     #[test]
     fn a_goal_is_met_missed_or_unknown() {
-        let ratios = BTreeMap::from([
+        let rounds = BTreeMap::from([
             (Metric::Download, vec![0.8, 0.9, 1.0]),
             (Metric::Upload, vec![0.89]),
             (Metric::Ping, vec![1.15]),
         ]);
+        let ratios = [
+            Ratio { over: Road::Tpx, under: Road::Direct, rounds: BTreeMap::from([(Metric::FirstByte, vec![1.0])]) },
+            Ratio { over: Road::Tpx, under: Road::Kubectl, rounds: rounds.clone() },
+            Ratio { over: Road::Floor, under: Road::Kubectl, rounds },
+        ];
         let daemons = [daemon("a", Some(30 * 1024)), daemon("b", Some(30 * 1024 - 1)), daemon("c", None)];
         let met: Vec<_> = goals(&ratios, &daemons).into_iter().map(|goal| goal.met).collect();
-        assert_eq!(met, [Some(true), Some(false), Some(true), None, Some(false), Some(true), None]);
+        let (yes, no) = (Some(true), Some(false));
+        assert_eq!(met, [yes, no, yes, None, yes, yes, no, yes, None]);
     }
 
     #[test]

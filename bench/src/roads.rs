@@ -1,11 +1,11 @@
-//! The three roads: how each is opened, where a client finds it, and which processes it is made of.
+//! The roads: how each is opened, where a client finds it, and which processes it is made of.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::lab::{Background, Lab, Part};
+use crate::lab::{Background, DEVELOPER, Lab, Part};
 use crate::procs::{Finder, Process};
 use crate::report::Road;
 
@@ -45,7 +45,7 @@ impl Forwards {
         let forward = |namespace: &str, service: &str, port: u16| {
             let (service, port) = (format!("svc/{service}"), format!(":{port}"));
             let words = ["kubectl", "port-forward", "--namespace", namespace, "--address=127.0.0.1", &service, &port];
-            lab.start(Part::Laptop, &words, |line| {
+            lab.start(Part::Laptop, DEVELOPER, &words, |line| {
                 line.strip_prefix("Forwarding from ")?.split(' ').next().map(str::to_owned)
             })
         };

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail, ensure};
 use tpx_bench::said::{Bulk, Cold, Connects, Ping};
 
-use crate::lab::{Lab, Part};
+use crate::grid::Row;
+use crate::lab::{Background, Lab, Part};
 use crate::procs::{Finder, Process};
 use crate::report::{Daemon, Failure, Metric, Raw, Road, Round, Seen};
 use crate::roads::{self, Ends, Forwards};
+use crate::{bare, names};
 
 /// How much is measured.
 #[derive(Clone, Copy)]
@@ -19,16 +21,49 @@ pub(crate) struct Amount {
     pub(crate) rounds: usize,
     /// One transfer, and at most the round trips beside one, in seconds.
     pub(crate) transfer: f64,
-    /// One burst of connects, in seconds.
+    /// One burst of connects, datagrams or questions, in seconds.
     pub(crate) burst: f64,
     /// Round trips on an idle road.
     pub(crate) pings: usize,
     /// Round trips beside a download.
     pub(crate) busy_pings: usize,
+    /// How long the daemons do nothing before their memory is read, in seconds.
+    pub(crate) idle: f64,
 }
 
-/// How long the daemons do nothing before their memory is read.
-const IDLE: Duration = Duration::from_secs(10);
+/// What goes wrong, and whether it is time to stop.
+pub(crate) struct Log {
+    interrupted: Arc<AtomicBool>,
+    round: usize,
+    failures: Vec<Failure>,
+}
+
+impl Log {
+    /// What fails here concerns one road; it is noted.
+    pub(crate) fn try_on<T>(&mut self, who: &str, what: &str, work: impl FnOnce() -> Result<T>) -> Option<T> {
+        match work() {
+            Ok(done) => Some(done),
+            Err(error) => {
+                self.note(who, what, format!("{error:#}"));
+                None
+            }
+        }
+    }
+
+    fn note(&mut self, who: &str, what: &str, error: String) {
+        eprintln!("{who}: {what}: {error}");
+        self.failures.push(Failure { round: self.round, who: who.to_owned(), what: what.to_owned(), error });
+    }
+
+    /// # Errors
+    /// When whoever started this wants it to end.
+    pub(crate) fn go_on(&self) -> Result<()> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        Ok(())
+    }
+}
 
 /// Measures all roads. What fails on one is noted and the others go on; an error is only what concerns all of them.
 pub(crate) fn run(lab: &Lab, amount: Amount, interrupted: &Arc<AtomicBool>) -> Result<Raw> {
@@ -36,31 +71,28 @@ pub(crate) fn run(lab: &Lab, amount: Amount, interrupted: &Arc<AtomicBool>) -> R
     let mut run = Run {
         lab,
         amount,
-        interrupted,
         cluster: roads::cluster(&finder)?,
         direct: roads::cluster_ips(lab)?,
         finder,
         forwards: None,
-        raw: Raw {
-            rounds: Vec::new(),
-            daemons: Vec::new(),
-            failures: Vec::new(),
-            processes: BTreeMap::from([(Road::Direct, Vec::new())]),
-        },
+        dnsmasq: None,
+        raw: Raw { processes: BTreeMap::from([(Road::Direct, Vec::new())]), ..Raw::default() },
+        log: Log { interrupted: Arc::clone(interrupted), round: 0, failures: Vec::new() },
         round: 0,
     };
     // Whoever was connected before: it starts from nothing, and ends so, however it ends.
     let _disconnect = Disconnect(lab);
     lab.run(Part::Laptop, &["tpx", "quit"]).ok();
-    run.try_on(Road::Tpx, "tpx manager install", |run| {
-        run.lab.run(Part::Laptop, &["tpx", "manager", "install"]).map(drop)
-    });
+    let installed = || lab.run(Part::Laptop, &["tpx", "manager", "install"]).map(drop);
+    run.log.try_on(Road::Tpx.title(), "tpx manager install", installed);
+    let address = run.direct.web.rsplit_once(':').map_or(String::new(), |(ip, _)| ip.to_owned());
+    run.dnsmasq = run.log.try_on("dnsmasq", "start", || names::dnsmasq(lab, &address));
     for round in 1..=amount.rounds {
         eprintln!("round {round} of {}", amount.rounds);
-        run.round = round;
+        (run.round, run.log.round) = (round, round);
         run.one_round()?;
     }
-    Ok(run.raw)
+    Ok(Raw { failures: run.log.failures, ..run.raw })
 }
 
 struct Disconnect<'a>(&'a Lab);
@@ -74,13 +106,15 @@ impl Drop for Disconnect<'_> {
 struct Run<'a> {
     lab: &'a Lab,
     amount: Amount,
-    interrupted: &'a Arc<AtomicBool>,
     finder: Finder,
     /// API server, kubelet, containerd.
     cluster: Vec<Process>,
     direct: Ends,
     forwards: Option<Forwards>,
+    /// The other name server, while it runs.
+    dnsmasq: Option<Background>,
     raw: Raw,
+    log: Log,
     round: usize,
 }
 
@@ -89,77 +123,107 @@ impl Run<'_> {
         let mut seen = Round::new();
         let mut order = Road::ALL;
         order.rotate_left((self.round - 1) % Road::ALL.len());
-        let mut connected = false;
+        let mut names = Row::new();
         for road in order {
-            self.go_on()?;
-            let name = match road {
-                Road::Tpx => "tpx",
-                Road::Kubectl => "kubectl",
-                Road::Direct => continue,
-            };
-            let cold = self.try_on(road, "from nothing to the first byte", |run| {
-                if road == Road::Tpx {
-                    roads::no_daemons(&run.finder)?;
+            self.log.go_on()?;
+            let mut on = Seen::default();
+            match road {
+                Road::Direct => self.measure(road, &self.direct.clone(), &[], &mut on)?,
+                Road::Kubectl => {
+                    self.cold(road, &["cold", "kubectl"], &mut on);
+                    if let Some((ends, processes)) = self.forwards() {
+                        self.measure(road, &ends, &processes, &mut on)?;
+                        self.raw.processes.insert(road, processes);
+                    }
                 }
-                run.lab.load::<Cold>(Part::Laptop, &["cold", name])
-            });
-            if let Some(cold) = cold {
-                let values = [(Metric::Ready, cold.ready), (Metric::FirstByte, cold.first_byte)];
-                seen.entry(road).or_default().values.extend(values);
-                connected |= road == Road::Tpx;
+                Road::Tpx | Road::Floor => {
+                    if let Some(own) = self.connect(road, &mut on) {
+                        self.idle(road, &own);
+                        names.insert(road, names::measure(self.lab, &self.amount, self.round, road, &mut self.log));
+                        let processes = [own.clone(), self.cluster.clone()].concat();
+                        self.measure(road, &self.direct.clone(), &processes, &mut on)?;
+                        self.raw.processes.insert(road, processes);
+                        self.loaded(road, &own);
+                    }
+                    let quit = || self.lab.run(Part::Laptop, &["tpx", "quit"]).map(drop);
+                    self.log.try_on(road.title(), "tpx quit", quit);
+                }
             }
-        }
-        let own =
-            if connected { self.try_on(Road::Tpx, "tpx's processes", |run| roads::tpx(&run.finder)) } else { None };
-        if let (1, Some(own)) = (self.round, &own) {
-            let idle = || {
-                std::thread::sleep(IDLE);
-                Ok(())
-            };
-            let cpu = self.try_on(Road::Tpx, "idle CPU", |_| roads::cpu(own, idle));
-            for process in own {
-                let idle = self.try_on(Road::Tpx, "idle memory", |_| process.memory());
-                let used = cpu.as_ref().and_then(|(_, used)| used.get(&process.name));
-                let idle_cpu = used.map(|seconds| seconds / IDLE.as_secs_f64());
-                self.raw.daemons.push(Daemon { name: process.name.clone(), idle, idle_cpu, loaded: None });
-            }
-        }
-        for road in order {
-            self.go_on()?;
-            let opened = match road {
-                Road::Direct => Some((self.direct.clone(), Vec::new())),
-                Road::Tpx => own.clone().map(|own| (self.direct.clone(), [own, self.cluster.clone()].concat())),
-                Road::Kubectl => self.try_on(road, "kubectl port-forward", Run::forwards),
-            };
-            if let Some((ends, processes)) = opened {
-                self.measure(road, &ends, &processes, seen.entry(road).or_default())?;
-                self.raw.processes.insert(road, processes);
-            }
-        }
-        for process in own.iter().flatten() {
-            let loaded = self.try_on(Road::Tpx, "memory after the load", |_| process.memory());
-            if let Some(daemon) = self.raw.daemons.iter_mut().find(|daemon| daemon.name == process.name) {
-                daemon.loaded = loaded;
-            }
-        }
-        if connected {
-            self.try_on(Road::Tpx, "tpx quit", |run| run.lab.run(Part::Laptop, &["tpx", "quit"]).map(drop));
+            seen.insert(road, on);
         }
         self.raw.rounds.push(seen);
+        self.raw.names.push(names);
+        let bare = bare::round(self.lab, &self.amount, self.round, &mut self.log)?;
+        self.raw.bare.push(bare);
         Ok(())
     }
 
+    /// From nothing to the first byte.
+    fn cold(&mut self, road: Road, words: &[&str], seen: &mut Seen) -> Option<()> {
+        let cold = || self.lab.load::<Cold>(Part::Laptop, words);
+        let cold = self.log.try_on(road.title(), "from nothing to the first byte", cold)?;
+        seen.values.extend([(Metric::Ready, cold.ready), (Metric::FirstByte, cold.first_byte)]);
+        Some(())
+    }
+
+    /// Connects by one of tpx's roads; its processes.
+    fn connect(&mut self, road: Road, seen: &mut Seen) -> Option<Vec<Process>> {
+        let gone = || roads::no_daemons(&self.finder);
+        self.log.try_on(road.title(), "tpx's processes", gone)?;
+        let floor = ["cold", "tpx", "--datapath=tun"];
+        self.cold(road, if road == Road::Floor { &floor } else { &floor[..2] }, seen)?;
+        let own = || {
+            let status: serde_json::Value =
+                serde_json::from_str(&self.lab.run(Part::Laptop, &["tpx", "status", "--format=json"])?)?;
+            let (taken, wanted) = (&status["datapath"]["road"], if road == Road::Floor { "tun" } else { "ebpf" });
+            ensure!(taken == wanted, "it is connected by {taken} instead of {wanted}");
+            roads::tpx(&self.finder)
+        };
+        self.log.try_on(road.title(), "tpx's processes", own)
+    }
+
+    /// Memory and CPU of the daemons that have nothing to do yet.
+    fn idle(&mut self, road: Road, own: &[Process]) {
+        if self.round != 1 {
+            return;
+        }
+        let pause = Duration::from_secs_f64(self.amount.idle);
+        let idle = || {
+            std::thread::sleep(pause);
+            Ok(())
+        };
+        let cpu = self.log.try_on(road.title(), "idle CPU", || roads::cpu(own, idle));
+        for process in own {
+            let idle = self.log.try_on(road.title(), "idle memory", || process.memory());
+            let used = cpu.as_ref().and_then(|(_, used)| used.get(&process.name));
+            let idle_cpu = used.map(|seconds| seconds / pause.as_secs_f64());
+            self.raw.daemons.push(Daemon { road, name: process.name.clone(), idle, idle_cpu, loaded: None });
+        }
+    }
+
+    /// Their memory after they had.
+    fn loaded(&mut self, road: Road, own: &[Process]) {
+        for process in own {
+            let loaded = self.log.try_on(road.title(), "memory after the load", || process.memory());
+            let is = |daemon: &&mut Daemon| daemon.road == road && daemon.name == process.name;
+            if let Some(daemon) = self.raw.daemons.iter_mut().find(is) {
+                daemon.loaded = loaded;
+            }
+        }
+    }
+
     /// The running port-forwards, started again when one of them ended.
-    fn forwards(&mut self) -> Result<(Ends, Vec<Process>)> {
+    fn forwards(&mut self) -> Option<(Ends, Vec<Process>)> {
+        let (road, what) = (Road::Kubectl.title(), "kubectl port-forward");
         if self.forwards.as_mut().is_some_and(|forwards| !forwards.are_alive()) {
-            self.note(Road::Kubectl, "kubectl port-forward", "it ended by itself".into());
+            self.log.note(road, what, "it ended by itself".into());
             self.forwards = None;
         }
         if self.forwards.is_none() {
-            self.forwards = Some(Forwards::start(self.lab, &self.finder)?);
+            self.forwards = self.log.try_on(road, what, || Forwards::start(self.lab, &self.finder));
         }
-        let forwards = self.forwards.as_ref().context("no port-forward")?;
-        Ok((forwards.ends.clone(), [forwards.processes.clone(), self.cluster.clone()].concat()))
+        let forwards = self.forwards.as_ref()?;
+        Some((forwards.ends.clone(), [forwards.processes.clone(), self.cluster.clone()].concat()))
     }
 
     fn measure(&mut self, road: Road, ends: &Ends, processes: &[Process], seen: &mut Seen) -> Result<()> {
@@ -169,8 +233,8 @@ impl Run<'_> {
         for (way, rate, cost) in
             [("down", Metric::Download, Metric::CpuDownload), ("up", Metric::Upload, Metric::CpuUpload)]
         {
-            let done = self.try_on(road, rate.title().0, |run| {
-                roads::cpu(processes, || run.lab.load::<Bulk>(part, &[way, &ends.web, &transfer]))
+            let done = self.log.try_on(road.title(), rate.title().0, || {
+                roads::cpu(processes, || self.lab.load::<Bulk>(part, &[way, &ends.web, &transfer]))
             });
             if let Some((bulk, mut used)) = done {
                 seen.values.insert(rate, bulk.rate());
@@ -180,54 +244,33 @@ impl Run<'_> {
                 }
                 *(if way == "down" { &mut seen.cpu_download } else { &mut seen.cpu_upload }) = used;
             }
-            self.go_on()?;
+            self.log.go_on()?;
         }
         let counted = format!("--count={pings}");
-        if let Some(ping) =
-            self.try_on(road, Metric::Ping.title().0, |run| run.lab.load::<Ping>(part, &["ping", &ends.echo, &counted]))
-        {
+        if let Some(ping) = self.log.try_on(road.title(), Metric::Ping.title().0, || {
+            self.lab.load::<Ping>(part, &["ping", &ends.echo, &counted])
+        }) {
             seen.values.extend([(Metric::Ping, ping.p50), (Metric::PingP99, ping.p99)]);
         }
         let counted = format!("--count={busy_pings}");
         let words = ["ping", &ends.echo, &counted, &transfer, "--beside", &ends.web];
-        if let Some(ping) = self.try_on(road, Metric::BusyPing.title().0, |run| run.lab.load::<Ping>(part, &words)) {
+        if let Some(ping) =
+            self.log.try_on(road.title(), Metric::BusyPing.title().0, || self.lab.load::<Ping>(part, &words))
+        {
             seen.values.extend([(Metric::BusyPing, ping.p50), (Metric::BusyPingP99, ping.p99)]);
         }
-        self.go_on()?;
+        self.log.go_on()?;
         for (at_once, metric) in [("--at-once=1", Metric::Connects), ("--at-once=16", Metric::ConnectsAtOnce)] {
             let words = ["connects", &ends.echo, &burst, at_once];
-            let done = self.try_on(road, metric.title().0, |run| run.lab.load::<Connects>(part, &words));
+            let done = self.log.try_on(road.title(), metric.title().0, || self.lab.load::<Connects>(part, &words));
             if let Some(done) = done {
                 seen.values.insert(metric, done.rate());
                 if done.failed > 0 {
                     let all = done.count + done.failed;
                     let error = done.error.unwrap_or_default();
-                    self.note(road, metric.title().0, format!("{} of {all} failed: {error}", done.failed));
+                    self.log.note(road.title(), metric.title().0, format!("{} of {all} failed: {error}", done.failed));
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// What fails here concerns one road; it is noted.
-    fn try_on<T>(&mut self, road: Road, what: &str, work: impl FnOnce(&mut Self) -> Result<T>) -> Option<T> {
-        match work(self) {
-            Ok(done) => Some(done),
-            Err(error) => {
-                self.note(road, what, format!("{error:#}"));
-                None
-            }
-        }
-    }
-
-    fn note(&mut self, road: Road, what: &str, error: String) {
-        eprintln!("{}: {what}: {error}", road.title());
-        self.raw.failures.push(Failure { round: self.round, road, what: what.to_owned(), error });
-    }
-
-    fn go_on(&self) -> Result<()> {
-        if self.interrupted.load(Ordering::Relaxed) {
-            bail!("interrupted");
         }
         Ok(())
     }

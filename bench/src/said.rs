@@ -66,3 +66,25 @@ pub struct Cold {
     /// Until the page's first byte, in seconds.
     pub first_byte: f64,
 }
+
+/// Datagrams that ask for an answer each: questions to a name server, or echoes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    /// How many were answered.
+    pub count: usize,
+    /// How many were not.
+    pub lost: usize,
+    /// How long all of them took, in seconds.
+    pub seconds: f64,
+    /// Median time until the answer, in milliseconds.
+    pub p50: f64,
+    /// 99 of 100 were answered no later, in milliseconds.
+    pub p99: f64,
+}
+
+impl Asked {
+    /// Answers per second.
+    pub fn rate(&self) -> f64 {
+        self.count as f64 / self.seconds
+    }
+}

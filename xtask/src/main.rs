@@ -56,7 +56,8 @@ enum Command {
         #[command(flatten)]
         lab: Name,
     },
-    /// Measure tpx next to kubectl port-forward and to a direct connection
+    /// Measure tpx next to kubectl port-forward and a direct connection, its datapaths next to plain loopback, its name server
+    /// next to dnsmasq
     Bench {
         #[command(flatten)]
         options: bench::Options,

@@ -9,7 +9,7 @@ mod roads;
 mod serve;
 mod shared;
 #[expect(unsafe_code, reason = "making a TUN device")]
-#[path = "../../../daemon/datapath/tests/floor/sys.rs"]
+#[path = "../../../daemon/datapath/tests/floor/sys/tun.rs"]
 mod sys;
 
 use std::{net::TcpStream, time::Duration};
@@ -53,7 +53,7 @@ fn main() -> Result<()> {
                 .map(|_| TcpStream::connect((road.host, serve::ECHO)))
                 .collect::<Result<Vec<_>, _>>()
                 .with_context(|| format!("{}: idle connections", road.name))?;
-            let sample = client::measure(road.host, Duration::from_millis(arguments.ms)).context(road.name)?;
+            let sample = client::measure(road.name, road.host, Duration::from_millis(arguments.ms));
             drop(idle);
             // The first round warms up.
             if round > 0 {

@@ -1,4 +1,4 @@
-//! The servers: a sink that says how much it got, a source, an echo.
+//! The servers: a sink that acknowledges parts of the length that comes first, a source, an echo.
 
 use std::io;
 
@@ -14,23 +14,25 @@ const BUFFER: usize = 128 << 10;
 /// Serves one connection to `port`.
 pub(crate) async fn serve(port: u16, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     let mut bytes = vec![0; BUFFER];
-    let mut got = 0u64;
     loop {
-        if port == SOURCE {
-            stream.write_all(&bytes).await?;
-            continue;
-        }
-        let n = stream.read(&mut bytes).await?;
-        if n == 0 {
-            break;
-        }
-        got += n as u64;
-        if port == ECHO {
-            stream.write_all(&bytes[..n]).await?;
+        match port {
+            SOURCE => stream.write_all(&bytes).await?,
+            SINK => {
+                let part = stream.read_u64().await?;
+                let mut left = part as usize;
+                while left > 0 {
+                    let most = left.min(BUFFER);
+                    match stream.read(&mut bytes[..most]).await? {
+                        0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                        n => left -= n,
+                    }
+                }
+                stream.write_all(&part.to_be_bytes()).await?;
+            }
+            _ => match stream.read(&mut bytes).await? {
+                0 => return stream.shutdown().await,
+                n => stream.write_all(&bytes[..n]).await?,
+            },
         }
     }
-    if port == SINK {
-        stream.write_all(&got.to_be_bytes()).await?;
-    }
-    stream.shutdown().await
 }

@@ -84,20 +84,20 @@ pub(crate) fn run(file: &OwnedFd) {
     });
     let mut sockets = SocketSet::new(Vec::new());
     let mut listening: HashMap<u16, SocketHandle> = PORTS.iter().map(|p| (*p, listen(&mut sockets, *p))).collect();
-    let mut open: HashMap<SocketHandle, (u16, u64)> = HashMap::new();
+    let mut open: HashMap<SocketHandle, (u16, (u64, u64))> = HashMap::new();
     let mut bytes = vec![0; 128 << 10];
     loop {
         interface.poll(now(), &mut port, &mut sockets);
         for (port, handle) in &mut listening {
             if sockets.get::<Socket>(*handle).is_active() {
-                open.insert(*handle, (*port, 0));
+                open.insert(*handle, (*port, (0, 0)));
                 *handle = listen(&mut sockets, *port);
             }
         }
         let mut moved = false;
-        open.retain(|handle, (port, got)| {
+        open.retain(|handle, (port, part)| {
             let socket = sockets.get_mut::<Socket>(*handle);
-            moved |= step(socket, *port, got, &mut bytes);
+            moved |= step(socket, *port, part, &mut bytes);
             let keep = socket.is_active();
             if !keep {
                 sockets.remove(*handle);
@@ -121,28 +121,39 @@ fn listen(sockets: &mut SocketSet<'_>, port: u16) -> SocketHandle {
     sockets.add(socket)
 }
 
-/// What the server of that port does with its connection; whether it did anything.
-fn step(socket: &mut Socket<'_>, port: u16, got: &mut u64, bytes: &mut [u8]) -> bool {
-    let mut moved = false;
+/// What the server of that port does with its connection; whether it did anything. `part` is what is left of a part, and
+/// the whole part.
+fn step(socket: &mut Socket<'_>, port: u16, part: &mut (u64, u64), bytes: &mut [u8]) -> bool {
     if port == SOURCE {
         return socket.can_send() && socket.send_slice(bytes).is_ok_and(|n| n > 0);
     }
-    if socket.can_recv() {
-        let most = if port == ECHO { socket.send_capacity() - socket.send_queue() } else { bytes.len() };
-        let most = most.min(bytes.len());
-        let n = socket.recv_slice(&mut bytes[..most]).unwrap_or(0);
-        *got += n as u64;
-        moved |= n > 0;
-        if port == ECHO {
-            let _ = socket.send_slice(&bytes[..n]);
-        }
-    }
     if !socket.may_recv() && socket.may_send() {
-        if port == SINK {
-            let _ = socket.send_slice(&got.to_be_bytes());
-        }
         socket.close();
-        moved = true;
+        return true;
     }
-    moved
+    if port == SINK && part.0 == 0 {
+        let mut length = [0; 8];
+        if socket.recv_queue() < length.len() || socket.recv_slice(&mut length).is_err() {
+            return false;
+        }
+        let length = u64::from_be_bytes(length);
+        *part = (length, length);
+        return true;
+    }
+    let most = match port {
+        ECHO => socket.send_capacity() - socket.send_queue(),
+        _ => part.0 as usize,
+    };
+    let most = most.min(bytes.len());
+    let n = socket.recv_slice(&mut bytes[..most]).unwrap_or(0);
+    // What is sent fits; the connection may be gone meanwhile.
+    if port == ECHO {
+        let _ = socket.send_slice(&bytes[..n]);
+    } else if n > 0 {
+        part.0 -= n as u64;
+        if part.0 == 0 {
+            let _ = socket.send_slice(&part.1.to_be_bytes());
+        }
+    }
+    n > 0
 }

@@ -17,21 +17,26 @@ const SERVICE: &str = "web-app";
 #[derive(clap::Subcommand)]
 pub(super) enum Road {
     /// `tpx connect`, then the page by its name; stays connected
-    Tpx,
+    Tpx {
+        /// The datapath, instead of what tpx chooses
+        #[arg(long)]
+        datapath: Option<String>,
+    },
     /// `kubectl get pods`, `kubectl port-forward`, then the page; ends the port-forward
     Kubectl,
 }
 
 pub(super) fn run(road: &Road) -> Result<Cold> {
     match road {
-        Road::Tpx => tpx(),
+        Road::Tpx { datapath } => tpx(datapath.as_deref()),
         Road::Kubectl => kubectl(),
     }
 }
 
-fn tpx() -> Result<Cold> {
+fn tpx(datapath: Option<&str>) -> Result<Cold> {
     let begin = Instant::now();
-    done(Command::new("tpx").arg("connect"))?;
+    let datapath = datapath.map(|datapath| format!("--datapath={datapath}"));
+    done(Command::new("tpx").arg("connect").args(datapath))?;
     let ready = begin.elapsed().as_secs_f64();
     let name = format!("{SERVICE}.{NAMESPACE}:80");
     let mut addresses = name.to_socket_addrs().with_context(|| format!("no address for {name}"))?;

@@ -2,10 +2,12 @@
 //!
 //! Plain blocking sockets: on the machine where it is measured, the client must not be what is measured.
 
+mod ask;
 mod bulk;
 mod cold;
 mod connects;
 mod ping;
+mod stream;
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
@@ -31,6 +33,10 @@ enum Command {
     Down(BulkArgs),
     /// Upload to /sink again and again over one connection
     Up(BulkArgs),
+    /// Read from a server that sends endlessly
+    Take(BulkArgs),
+    /// Write to a server that takes everything
+    Give(BulkArgs),
     /// 64 bytes there and back
     Ping {
         /// An echo
@@ -59,6 +65,26 @@ enum Command {
         #[arg(long, default_value_t = 2000)]
         most: usize,
     },
+    /// Ask for a name's IPv4 address by UDP
+    Dns {
+        /// The name
+        name: String,
+        /// Whom to ask, instead of the first name server of /etc/resolv.conf
+        #[arg(long)]
+        server: Option<SocketAddr>,
+        #[command(flatten)]
+        amount: ask::Amount,
+    },
+    /// Datagrams there and back
+    Datagrams {
+        /// An echo
+        address: SocketAddr,
+        /// Bytes of each
+        #[arg(long, default_value_t = 1200)]
+        size: usize,
+        #[command(flatten)]
+        amount: ask::Amount,
+    },
     /// From nothing to the first byte of http://web-app.emojivoto/
     #[command(subcommand)]
     Cold(cold::Road),
@@ -66,7 +92,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct BulkArgs {
-    /// A web server
+    /// The server
     address: SocketAddr,
     /// For how long, in seconds
     #[arg(long, default_value_t = 2.0)]
@@ -87,6 +113,10 @@ fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Down(BulkArgs { address, seconds }) => print(&bulk::down(address, seconds)?),
         Command::Up(BulkArgs { address, seconds }) => print(&bulk::up(address, seconds)?),
+        Command::Take(BulkArgs { address, seconds }) => print(&stream::take(address, seconds)?),
+        Command::Give(BulkArgs { address, seconds }) => print(&stream::give(address, seconds)?),
+        Command::Dns { name, server, amount } => print(&ask::dns(server, &name, amount)?),
+        Command::Datagrams { address, size, amount } => print(&ask::echo(address, size, amount)?),
         Command::Ping { address, count, seconds, beside: None } => print(&ping::run(address, count, seconds)?),
         Command::Ping { address, count, seconds, beside: Some(web) } => {
             print(&ping::run_beside(address, count, seconds, web)?)

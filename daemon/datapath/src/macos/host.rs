@@ -35,7 +35,7 @@ pub struct MacHost {
 /// What an applied plan hands to the user daemon.
 #[derive(Debug)]
 pub struct Handover {
-    /// The utun device; [`open`](super::open) reads and writes it.
+    /// The utun device, for [`Tun::new`](super::Tun::new).
     pub device: OwnedFd,
     /// Its name, `utunN`.
     pub name: String,

@@ -11,9 +11,11 @@ mod host;
 mod steps;
 #[cfg(target_os = "macos")]
 mod sys;
+#[cfg(target_os = "macos")]
+mod tun;
 
 #[cfg(target_os = "macos")]
 pub use host::{Handover, MacHost};
 pub use steps::{Effect, FLUSH, MARK, RESOLVER_DIRECTORY, Step, back, steps, sweep};
 #[cfg(target_os = "macos")]
-pub use sys::open;
+pub use tun::Tun;

@@ -26,6 +26,9 @@ const DEFAULT_MSS: u16 = 536;
 const LEAST_V4: u16 = 552 - 40;
 const LEAST_V6: u16 = 1280 - 60;
 
+/// See [`TcpFlow::guard_the_end`]; about a retransmission timeout.
+const END_GUARD: Duration = Duration::from_secs(1);
+
 /// What all connections of a floor have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -72,7 +75,7 @@ pub(crate) struct TcpFlow {
     mss: u16,
     /// The largest segment that is taken.
     own_mss: u16,
-    repeats: Repeats,
+    keep_alive: Duration,
     opened: bool,
     broken: Option<Broken>,
     /// The last packet, once both sides have ended: it is repeated when the peer did not hear it.
@@ -122,7 +125,7 @@ impl TcpFlow {
             isn,
             mss,
             own_mss: most,
-            repeats: Repeats::default(),
+            keep_alive: settings.keep_alive,
             opened: false,
             broken: None,
             farewell: None,
@@ -153,7 +156,7 @@ impl TcpFlow {
     ) -> bool {
         let before = self.socket().state();
         out.clear();
-        if self.is_over() || self.repeats.are_too_many(self.sockets.get(self.handle), segment) {
+        if self.is_over() {
             return false;
         }
         self.ingress(now, packet, Some(out));
@@ -162,6 +165,9 @@ impl TcpFlow {
             self.break_off(Broken::Reset);
         }
         self.opened |= !matches!(after, State::Listen | State::SynReceived | State::Closed);
+        if after != before {
+            self.guard_the_end();
+        }
         self.finish(out)
     }
 
@@ -269,6 +275,7 @@ impl TcpFlow {
     /// Ends this side's half after what was sent.
     pub(crate) fn close(&mut self) {
         self.socket_mut().close();
+        self.guard_the_end();
     }
 
     /// Resets the connection.
@@ -307,6 +314,15 @@ impl TcpFlow {
         self.farewell.as_deref()
     }
 
+    /// Three repeated acknowledgements while nothing but the FIN is outstanding make smoltcp 0.14 stop its retransmission
+    /// timer and send nothing (`dispatch`: fast retransmit with an empty buffer); a lost FIN would stay lost. When it is
+    /// then time to keep the connection alive it does send the FIN, so that time is made to come soon.
+    fn guard_the_end(&mut self) {
+        let ending = matches!(self.socket().state(), State::FinWait1 | State::Closing | State::LastAck);
+        let pause = if ending { END_GUARD } else { self.keep_alive };
+        self.socket_mut().set_keep_alive(Some(pause.into()));
+    }
+
     fn break_off(&mut self, why: Broken) {
         self.broken.get_or_insert(why);
     }
@@ -325,8 +341,11 @@ impl TcpFlow {
         if let Some(segment) = Segment::parse(&view) {
             if let Some(mss) = segment.mss_at().filter(|_| segment.is_syn()) {
                 out.packet_mut()[at + 20 + mss..][..2].copy_from_slice(&self.own_mss.to_be_bytes());
-            } else if segment.payload.is_empty() && matches!(self.socket().state(), State::Closing | State::TimeWait) {
-                let mut last = view.packet.to_vec();
+            } else if matches!(self.socket().state(), State::Closing | State::TimeWait) {
+                // Without what it carried.
+                let mut last = view.packet[..view.packet.len() - segment.payload.len()].to_vec();
+                let sequence = segment.sequence.wrapping_add(segment.payload.len() as u32);
+                last[at + 4..at + 8].copy_from_slice(&sequence.to_be_bytes());
                 packet::finish(&mut last, at, TCP);
                 self.farewell = Some(last);
             }
@@ -340,28 +359,6 @@ impl TcpFlow {
 
     fn socket_mut(&mut self) -> &mut Socket<'static> {
         self.sockets.get_mut(self.handle)
-    }
-}
-
-/// Keeps from smoltcp 0.14 what it stumbles over: the third repeated acknowledgement (or FIN) while nothing but its own
-/// FIN is outstanding makes it stop the retransmission timer and send nothing (`dispatch`: fast retransmit with an empty
-/// buffer), so that a lost FIN would stay lost.
-#[derive(Debug, Default)]
-struct Repeats {
-    acknowledged: u32,
-    count: u8,
-}
-
-impl Repeats {
-    fn are_too_many(&mut self, socket: &Socket<'_>, segment: &Segment<'_>) -> bool {
-        let ending = matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
-        let bare = segment.payload.is_empty() && !segment.is_rst();
-        if !(ending && bare && socket.send_queue() == 0 && self.acknowledged == segment.acknowledgement) {
-            *self = Self { acknowledged: segment.acknowledgement, count: 0 };
-            return false;
-        }
-        self.count = self.count.saturating_add(1);
-        self.count > 2
     }
 }
 

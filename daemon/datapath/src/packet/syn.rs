@@ -3,7 +3,7 @@
 //! What `connect()` returns for an ICMP error is fixed by the kernel: `icmp_err_convert` in net/ipv4/icmp.c,
 //! `icmpv6_err_convert` in net/ipv6/icmp.c. IPv4 has no code for `EACCES`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use tpx_core::{
     dial::DialFailure,
@@ -46,16 +46,6 @@ impl Syn {
     /// The packet.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
-    }
-
-    /// Where the packet goes.
-    pub(crate) fn to(&self) -> IpAddr {
-        self.attempt.key.destination().ip()
-    }
-
-    /// Where an answer goes.
-    pub(crate) fn back(&self) -> IpAddr {
-        self.attempt.key.source().ip()
     }
 
     /// The packet that makes `connect()` fail like that; `None` for silence.

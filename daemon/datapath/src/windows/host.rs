@@ -21,8 +21,8 @@ use winreg::{
 };
 
 use super::{
-    Desired, Effect, FLUSH, Found, REFRESH_POLICY, Rule, Step, Store, Value, back, device_guid, own_address, steps,
-    sweep, sys,
+    Desired, Effect, FLUSH, Found, REFRESH_POLICY, Rule, Step, Store, Tun, Value, back, device_guid, own_address,
+    steps, sweep, sys,
 };
 use crate::{Host, HostError};
 
@@ -45,7 +45,7 @@ pub struct WindowsHost {
 /// What an applied plan hands to whoever serves the flows, in the same process.
 pub struct Handover {
     /// The wintun device.
-    pub device: Arc<AsyncDevice>,
+    pub device: Tun,
     /// Its name.
     pub name: String,
     /// Its MTU in bytes.
@@ -165,7 +165,7 @@ impl Applied {
 
     fn handover(&self) -> Result<Handover, HostError> {
         Ok(Handover {
-            device: self.device.clone(),
+            device: Tun(self.device.clone()),
             name: self.device.name().map_err(|e| system("name the device", e))?,
             mtu: MTU,
             addresses: addresses(self.slot),

@@ -16,9 +16,13 @@ mod rules;
 mod steps;
 #[cfg(target_os = "windows")]
 mod sys;
+#[cfg(target_os = "windows")]
+mod tun;
 
 pub use addresses::{OWN4, VIRTUAL4, own_address, virtual_pool};
 #[cfg(target_os = "windows")]
 pub use host::{Handover, WindowsHost};
 pub use rules::{MARK, MAX_DOMAINS, Rule, Store, Value};
 pub use steps::{Desired, Effect, FLUSH, Found, REFRESH_POLICY, Step, back, device_guid, steps, sweep};
+#[cfg(target_os = "windows")]
+pub use tun::Tun;

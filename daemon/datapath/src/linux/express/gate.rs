@@ -196,12 +196,12 @@ impl Gate {
 
     /// Lost packets heal: a released SYN is sent again by the clock, a refusal when the application repeats its SYN.
     fn send(&self, syn: &Syn) {
-        self.raws.emit(syn.bytes(), syn.to());
+        self.raws.emit(syn.bytes(), syn.attempt().key.destination().ip());
     }
 
     fn refuse(&self, syn: &Syn, why: DialFailure) {
         if let Some(packet) = syn.refusal(why) {
-            self.raws.emit(&packet, syn.back());
+            self.raws.emit(&packet, syn.attempt().key.source().ip());
         }
     }
 }

@@ -27,7 +27,6 @@ struct Peer {
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     wire: Wire,
-    repeats: Repeats,
 }
 
 #[derive(Default)]
@@ -91,10 +90,12 @@ impl Peer {
         let mut interface = Interface::new(config, &mut wire, Instant::ZERO);
         interface.update_ip_addrs(|all| all.push(IpCidr::new(own.addr, 0)).unwrap());
         let mut socket = Socket::new(buffer(64 << 10), buffer(64 << 10));
+        // It is the same stack, so it needs the same guard.
+        socket.set_keep_alive(Some(END_GUARD.into()));
         socket.connect(interface.context(), to, own).unwrap();
         let mut sockets = SocketSet::new(Vec::new());
         let handle = sockets.add(socket);
-        Self { interface, sockets, handle, wire, repeats: Repeats::default() }
+        Self { interface, sockets, handle, wire }
     }
 
     fn poll(&mut self, now: Duration) {
@@ -106,13 +107,8 @@ impl Peer {
     }
 
     fn receive(&mut self, now: Duration, packet: Vec<u8>) {
-        let view = View::parse(&packet).unwrap();
-        let segment = Segment::parse(&view).unwrap();
-        // It is the same stack, so it needs the same care.
-        if !self.repeats.are_too_many(self.sockets.get(self.handle), &segment) {
-            self.wire.received = Some(packet);
-            self.interface.poll_ingress_single(instant(now), &mut self.wire, &mut self.sockets);
-        }
+        self.wire.received = Some(packet);
+        self.interface.poll_ingress_single(instant(now), &mut self.wire, &mut self.sockets);
     }
 }
 
@@ -129,7 +125,7 @@ impl Dice {
     }
 }
 
-/// A network: packets arrive in 0.1 to 5 ms, some never, some twice.
+/// A network: packets arrive after 0.1 ms, but some later than others, some never, some twice.
 struct Network {
     dice: Dice,
     /// In a thousand.
@@ -142,7 +138,8 @@ impl Network {
     fn carry(&mut self, now: Duration, to_peer: bool, packet: &[u8]) {
         for _ in 0..1 + u32::from(self.dice.roll(1000) < self.twice) {
             if self.dice.roll(1000) >= self.loss {
-                let at = now + Duration::from_micros(100 + self.dice.roll(4900));
+                let late = if self.dice.roll(20) == 0 { self.dice.roll(5000) } else { 0 };
+                let at = now + Duration::from_micros(100 + late);
                 self.on_the_way.push((at, to_peer, packet.to_vec()));
             }
         }
@@ -246,7 +243,9 @@ fn exchange(v4: bool, up: usize, down: usize, loss: u64, twice: u64, seed: u64) 
             while flow.poll_transmit(now, &mut out) {
                 emit(flow, &out, now, &mut network);
             }
-            assert_eq!(flow.broken(), None);
+            // A peer that heard everything may be gone before it was heard to have.
+            let done = eof_up && got_down == down;
+            assert!(flow.broken().is_none_or(|b| done && b == Broken::Reset), "{:?}", flow.broken());
             if flow.is_over() && eof_up && !peer.socket().is_open() {
                 break;
             }
@@ -271,7 +270,7 @@ fn exchange(v4: bool, up: usize, down: usize, loss: u64, twice: u64, seed: u64) 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn a_calm_network_carries_everything(v4: bool, up in 0usize..300_000, down in 0usize..300_000, seed: u64) {

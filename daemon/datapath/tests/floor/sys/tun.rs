@@ -1,10 +1,10 @@
-//! System calls without a safe wrapper.
+//! Making a TUN device.
 
 use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd as _, OwnedFd},
         unix::fs::OpenOptionsExt as _,
     },
 };
@@ -33,18 +33,4 @@ pub(crate) fn tun(name: &str, vnet_hdr: bool) -> io::Result<OwnedFd> {
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Sets a socket option that is a number.
-pub(crate) fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
-    // SAFETY: the kernel reads one integer, which outlives the call.
-    check(unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of::<i32>() as libc::socklen_t,
-        )
-    })
 }
