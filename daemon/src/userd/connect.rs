@@ -94,7 +94,7 @@ pub(crate) async fn connect(
     let pushed = open.facts.client_config.as_deref();
     let config = Arc::new(config::merged(Partial::clone(&params.settings), cluster.settings.clone(), pushed)?);
     logging::set(config.log_user_daemon.value);
-    let chosen = choose(&config, &host)?;
+    let mut chosen = choose(&config, &host)?;
 
     step("Steering the cluster's subnets into the tunnel".into());
     let resolv = read_resolv_conf()?;
@@ -120,11 +120,21 @@ pub(crate) async fn connect(
     };
     routing.see_cluster(Arc::clone(&open.facts));
     routing.see_host(&network.now());
-    let first = routing.decide().map_err(|e| refused_rule(&e))?;
-    let (decided, decisions) = watch::channel(first.clone());
-    let handover = host.apply(&first.plan).await.map_err(|e| {
+    let mut first = routing.decide().map_err(|e| refused_rule(&e))?;
+    let mut applied = host.apply(&first.plan).await;
+    if let Err(e) = &applied
+        && let Some(instead) = chosen.instead(config.datapath.value, e)
+    {
+        tracing::warn!("{}", instead.because);
+        routing.road = instead.road;
+        chosen = instead;
+        first = routing.decide().map_err(|e| refused_rule(&e))?;
+        applied = host.apply(&first.plan).await;
+    }
+    let handover = applied.map_err(|e| {
         Failure::new(Kind::Host, format!("the privileged daemon could not apply the plan: {e}"), "see its log")
     })?;
+    let (decided, decisions) = watch::channel(first.clone());
     let internal = |e: std::io::Error| Failure::internal(format!("cannot use the datapath's files: {e}"));
     let datapath = Datapath::open(handover).map_err(internal)?;
     let vnat = Vnat::new(&cluster.server, first.subnets.virtual4, first.subnets.virtual6);

@@ -212,11 +212,11 @@ impl Connection {
     }
 
     fn insight(&self) -> Insight {
-        let facts = self.facts();
+        let (facts, network) = (self.facts(), self.network.now());
         Insight {
             plan: self.decided.borrow().plan.clone(),
             addresses: self.addresses.clone(),
-            routes: self.network.now().routes.clone(),
+            without: Arc::new(move |ip| network.lookup(ip).into_route()),
             policy: self.wanted.policy(&facts),
             cluster_domain: facts.cluster_domain.clone(),
             names: self.service_names.clone(),

@@ -33,8 +33,8 @@ pub(super) struct Insight {
     pub plan: Plan,
     /// What becomes of every subnet, and the virtual addresses.
     pub addresses: Addresses,
-    /// The host's routes, default routes included, without those of tpx's own device.
-    pub routes: Vec<HostRoute>,
+    /// The route that the host would take to an address, if there is one.
+    pub without: Arc<dyn Fn(IpAddr) -> Option<HostRoute> + Send + Sync>,
     /// Who answers which name.
     pub policy: PolicyConfig,
     /// Without dots at the ends.
@@ -90,8 +90,12 @@ impl Insight {
     fn explanations(&self, asked: &[(IpAddr, Option<u16>)]) -> Vec<Explanation> {
         let subnets: Arc<Subnets> = self.addresses.subnets();
         let vnat = self.addresses.vnat();
-        let view = View { subnets: &subnets, plan: &self.plan, vnat: &vnat, routes: &self.routes };
-        asked.iter().map(|(ip, port)| explain(&view, *ip, *port)).collect()
+        let one = |(ip, port): &(IpAddr, Option<u16>)| {
+            // Policy rules may prefer a less specific route: only the one that the host would take counts.
+            let way: Vec<HostRoute> = (self.without)(*ip).into_iter().collect();
+            explain(&View { subnets: &subnets, plan: &self.plan, vnat: &vnat, routes: &way }, *ip, *port)
+        };
+        asked.iter().map(one).collect()
     }
 
     /// Who answers a name, in words, and what is asked there.

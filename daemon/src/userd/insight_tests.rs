@@ -55,7 +55,7 @@ fn insight(road: Road) -> (Insight, Arc<OneService>) {
     let insight = Insight {
         plan,
         addresses: Addresses::new(vnat, None, decided),
-        routes: vec![vpn],
+        without: Arc::new(move |ip| vpn.destination.contains(&ip).then(|| vpn.clone())),
         policy: PolicyConfig::new("cluster.local".parse().unwrap()),
         cluster_domain: "cluster.local".into(),
         names: ServiceNames::new(Arc::clone(&cluster) as Arc<dyn ClusterResolver>),

@@ -1,6 +1,7 @@
 //! Which road connections take into the tunnel, and why.
 
 use tpx_core::{config::Datapath, plan::Road};
+use tpx_datapath::HostError;
 
 use crate::failure::{Failure, Kind};
 
@@ -11,6 +12,15 @@ pub(crate) struct Chosen {
     pub road: Road,
     /// Why, for people.
     pub because: String,
+}
+
+impl Chosen {
+    /// The floor, where the express lane could not be laid although nothing was known to be missing: a kernel that
+    /// refuses a program, for example. `None` where it was insisted on, or the plan itself was refused.
+    pub(crate) fn instead(&self, asked: Datapath, error: &HostError) -> Option<Self> {
+        let may = asked == Datapath::Auto && self.road == Road::Express && !matches!(error, HostError::Refused(_));
+        may.then(|| Self { road: Road::Tun, because: format!("the eBPF datapath could not be set up: {error}") })
+    }
 }
 
 /// Chooses: what was asked for (`--datapath`), unless the privileged daemon says that it cannot be had.
@@ -48,5 +58,10 @@ mod tests {
         assert_eq!(road(Datapath::Ebpf, None).unwrap(), Road::Express);
         assert!(road(Datapath::Ebpf, why).unwrap_err().to_string().contains("CAP_BPF"));
         assert!(choose(Datapath::Auto, "", why).unwrap().because.contains("CAP_BPF"));
+        let express = choose(Datapath::Auto, "", None).unwrap();
+        let failed = HostError::Unsupported("no sk_lookup".into());
+        assert_eq!(express.instead(Datapath::Auto, &failed).map(|chosen| chosen.road), Some(Road::Tun));
+        assert_eq!(express.instead(Datapath::Ebpf, &failed), None);
+        assert_eq!(express.instead(Datapath::Auto, &HostError::Refused("loopback".into())), None);
     }
 }
