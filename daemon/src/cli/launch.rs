@@ -30,7 +30,7 @@ const POLL: Duration = Duration::from_millis(5);
 pub(crate) fn rootd(socket: &Path, log: Option<LogLevel>, progress: &Progress) -> Result<UnixStream, Failure> {
     match UnixStream::connect(socket) {
         Ok(open) => return Ok(open),
-        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied && is_alive(socket) => {
             return Err(Failure::new(
                 Kind::Host,
                 format!("the privileged daemon on {} serves another user", socket.display()),
@@ -58,6 +58,19 @@ pub(crate) fn rootd(socket: &Path, log: Option<LogLevel>, progress: &Progress) -
     let mut child =
         spawn(&mut command, &log).map_err(|e| no_rootd(&format!("cannot run {}: {e}", binary.display())))?;
     wait(&mut child, "the privileged daemon", &log, || UnixStream::connect(socket).ok()).map_err(|e| no_rootd(&e))
+}
+
+/// Whether somebody listens at a socket that we may not connect to. One whose daemon was killed leaves its file behind, but
+/// not its line in the kernel's list, which everybody may read (proc_net(5)).
+fn is_alive(socket: &Path) -> bool {
+    match std::fs::read_to_string("/proc/net/unix") {
+        Ok(list) => lists(&list, socket),
+        Err(_) => true,
+    }
+}
+
+fn lists(list: &str, socket: &Path) -> bool {
+    list.lines().filter_map(|line| line.split_whitespace().nth(7)).any(|path| Path::new(path) == socket)
 }
 
 /// Asks for the password in the foreground, once, if one is needed.
@@ -134,4 +147,22 @@ fn wait<T>(child: &mut Child, who: &str, log: &Path, ready: impl Fn() -> Option<
 fn last_line(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_file_without_a_listener_is_dead() {
+        let path = std::env::temp_dir().join(format!("tpx-launch-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(is_alive(&path));
+        drop(listener);
+        assert!(path.exists() && !is_alive(&path));
+        std::fs::remove_file(&path).unwrap();
+    }
 }

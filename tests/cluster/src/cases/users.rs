@@ -15,8 +15,11 @@ use crate::{
     residue,
 };
 
-pub(super) const CASES: &[Case] =
-    &[("users::dev_with_the_privileged_daemon_as_a_service", service), ("users::dev_through_sudo", sudo)];
+pub(super) const CASES: &[Case] = &[
+    ("users::dev_with_the_privileged_daemon_as_a_service", service),
+    ("users::dev_through_sudo", sudo),
+    ("users::dev_after_roots_daemons_were_killed", after_a_crash),
+];
 
 /// rootd as a service manager runs it.
 struct Service(Child);
@@ -86,5 +89,20 @@ fn sudo() -> Result<()> {
     ensure!(page.contains("Emoji Vote"), "{page}");
     sh_as("dev", "tpx quit")?.success()?;
     // The daemon that sudo started leaves with the connection.
+    residue::nothing_left()
+}
+
+/// What root's daemons leave behind when they are killed (the file of a socket) does not stand in another user's way.
+fn after_a_crash() -> Result<()> {
+    laptop::quit()?;
+    laptop::connect()?;
+    for (pid, _) in laptop::daemons()? {
+        crate::process::sh(&format!("kill -9 {pid}"))?.success()?;
+    }
+    residue::nothing_left()?;
+    sh_as("dev", "tpx connect -n emojivoto")?.success()?;
+    let page = sh_as("dev", "curl -sS -m 10 http://web-app.emojivoto")?.success()?;
+    ensure!(page.contains("Emoji Vote"), "{page}");
+    sh_as("dev", "tpx quit")?.success()?;
     residue::nothing_left()
 }

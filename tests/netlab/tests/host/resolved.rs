@@ -157,15 +157,14 @@ fn ask(name: &str) -> Result<Option<[u8; 4]>> {
     Ok(answer[..n].last_chunk().filter(|_| records > 0).copied())
 }
 
+/// Names in the order in which they were asked.
+type Asked = Arc<Mutex<Vec<String>>>;
+
 /// What arrives at the device is answered with this address.
 const ANSWER: [u8; 4] = [10, 96, 1, 2];
 
 /// Serves the device's names until the tasks are dropped; which ones were asked.
-fn serve(
-    world: &World,
-    device: std::os::fd::OwnedFd,
-    vnet_hdr: bool,
-) -> Result<(Arc<Mutex<Vec<String>>>, JoinSet<()>)> {
+fn serve(world: &World, device: std::os::fd::OwnedFd, vnet_hdr: bool) -> Result<(Asked, JoinSet<()>)> {
     let names = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&names);
     let mut tasks = JoinSet::new();
