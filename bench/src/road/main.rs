@@ -45,7 +45,8 @@ fn main() -> ExitCode {
 
 fn run(road: Road) -> Result<()> {
     ensure!(std::env::var_os("TPX_LAB").is_some(), "this is not the lab's laptop");
-    // As the user daemon's.
+    // As the user daemon does.
+    tpx_datapath::linux::return_large_blocks();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut ends = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];

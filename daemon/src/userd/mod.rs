@@ -51,6 +51,7 @@ pub(crate) fn main(name: &str) -> Result<ExitCode, Failure> {
         // Ctrl-C in the terminal of `tpx connect` is not meant for the daemon.
         let _ = rustix::process::setsid();
         logging::start();
+        tpx_datapath::linux::return_large_blocks();
         // One socket a flow: the usual soft limit of 1,024 files is soon reached.
         let files = getrlimit(Resource::Nofile);
         let _ = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files });

@@ -17,6 +17,7 @@ pub use handover::{DnsSockets, ExpressFiles, Handover, Layout, WrongCount};
 #[cfg(feature = "privileged")]
 pub use host::{Features, LinuxHost, probe};
 pub use inspect::Maps;
+pub use sys::return_large_blocks;
 pub use tpx_ebpf_abi::slot::Slot;
 pub use translations::{TranslationError, Translations};
 pub use tun::Tun;

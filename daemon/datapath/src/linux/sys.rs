@@ -29,3 +29,17 @@ pub(super) fn watch_file(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the file stays open and the same until the `AsyncFd` that owns it is dropped.
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }?)
 }
+
+/// Has large blocks of memory come from the kernel, untouched, and go back there when they are freed.
+///
+/// The C library does so only until the first such block is freed; then it keeps them, and zeroes them when they are
+/// asked for again (`M_MMAP_THRESHOLD` of mallopt(3)). A connection of the floor has two, and uses a part of them: each
+/// would cost a megabyte of writing and keep it for good.
+pub fn return_large_blocks() {
+    // Less than a buffer of the floor, more than what comes and goes all the time.
+    #[cfg(target_env = "gnu")]
+    const LARGE: libc::c_int = 384 << 10;
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes two numbers, and changes only where later blocks come from. A failure changes nothing.
+    let _ = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+}

@@ -119,6 +119,8 @@ impl LinuxHost {
             network.add_blocks(&device, self.slot, ipv6).await?;
             Some(self.express(&device, ipv6)?)
         } else {
+            // Megabytes that nobody is going to ask for.
+            self.ahead = None;
             None
         };
         for rule in Rule::standing(express.is_some(), ipv6) {
