@@ -4,6 +4,7 @@ mod config;
 mod connect;
 mod env;
 mod explain;
+mod flows;
 mod launch;
 mod manager;
 mod maps;
@@ -101,6 +102,9 @@ enum Command {
         #[command(subcommand)]
         command: EnvCommand,
     },
+    /// Show flows: bytes, age, process, service, road
+    #[command(after_help = flows::EXAMPLES)]
+    Flows(flows::FlowsArgs),
     /// Look at what is carried, and at the kernel's own maps
     Maps {
         #[command(subcommand)]
@@ -238,6 +242,7 @@ fn run(cli: Cli, out: &output::Output) -> Result<ExitCode, Failure> {
         Command::Config { command: ConfigCommand::View(args) } => config::view(out, &name, file, &args),
         Command::Explain(args) => explain::run(out, &name, &args),
         Command::Env { command: EnvCommand::Translate(args) } => env::translate(out, &name, &args),
+        Command::Flows(args) => flows::run(out, &name, &args),
         Command::Maps { command: MapsCommand::Dump(args) } => maps::dump(out, &name, &args),
         Command::Manager { command: ManagerCommand::Install { kube, image } } => manager::install(out, kube, image),
         Command::Manager { command: ManagerCommand::Uninstall { kube } } => manager::uninstall(out, kube),

@@ -12,7 +12,8 @@ use tpx_core::config::{Config, Partial};
 
 pub(crate) use client::Client;
 pub(crate) use questions::{
-    Explained, FlowRow, MapsView, NameExplanation, Process, ProcessExplanation, ScopeRow, Target, Variable, VnatRow,
+    Explained, FlowRow, FlowsView, MapsView, NameExplanation, Process, ProcessExplanation, ScopeRow, Target, Variable,
+    VnatRow,
 };
 pub(crate) use server::{Bound, Exchange, bind};
 
@@ -33,6 +34,11 @@ pub(crate) enum Request {
     Quit,
     /// The kernel's own maps.
     MapsDump,
+    /// What is carried.
+    Flows {
+        /// Also what ended lately.
+        ended: bool,
+    },
     /// The namespaces that are mapped.
     ListNamespaces,
     /// The configuration that the connection runs with.
@@ -80,6 +86,8 @@ pub(crate) enum Reply {
     Status(Box<Status>),
     /// Final: the kernel's maps.
     Maps(Box<MapsView>),
+    /// Final: what is carried.
+    Flows(Box<FlowsView>),
     /// Final: the configuration.
     Config(Box<Config>),
     /// Final: an explanation.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tpx_core::explain::Explanation;
+use tpx_core::explain::{Explanation, Way};
 use tpx_datapath::MapsDump;
 
 /// What `tpx explain` is asked about.
@@ -106,9 +106,20 @@ pub(crate) struct VnatRow {
     pub in_kernel: bool,
 }
 
-/// A flow that is carried.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What `tpx flows` shows.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct FlowsView {
+    /// What is carried now, and what ended lately where that was asked for.
+    pub flows: Vec<FlowRow>,
+    /// Names of services and pods behind the flows' destinations, where the cluster knows them.
+    pub names: BTreeMap<IpAddr, String>,
+}
+
+/// A flow that is carried, or was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FlowRow {
+    /// Which one it is, as long as the connection lasts.
+    pub number: u64,
     /// `tcp`, `udp` or `icmp`.
     pub protocol: String,
     /// The application's own address.
@@ -117,10 +128,25 @@ pub(crate) struct FlowRow {
     pub destination: SocketAddr,
     /// Where that leads in the cluster.
     pub target: SocketAddr,
-    /// Whose socket it is; `null`: another user's, or gone meanwhile.
+    /// By which road it came: `express` or `floor`.
+    pub road: Way,
+    /// Whose socket it is; `null`: another user's, another network namespace's, of no port (ping), or gone before anybody
+    /// could look.
     pub process: Option<Process>,
-    /// Since when, in seconds.
-    pub seconds: u64,
+    /// The user whose socket it is; `null`: nobody found out.
+    pub uid: Option<u32>,
+    /// Bytes of payload from the application to the cluster.
+    pub bytes_up: u64,
+    /// Bytes of payload from the cluster to the application.
+    pub bytes_down: u64,
+    /// Datagrams and pings to the cluster; `null` for TCP.
+    pub packets_up: Option<u64>,
+    /// Datagrams and pings from the cluster; `null` for TCP.
+    pub packets_down: Option<u64>,
+    /// How long it has lasted, in seconds.
+    pub seconds: f64,
+    /// How long ago it ended, in seconds; `null`: it goes on.
+    pub ended_seconds_ago: Option<f64>,
 }
 
 /// A process.

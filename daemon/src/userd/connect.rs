@@ -155,9 +155,10 @@ pub(crate) async fn connect(
         counters: Arc::clone(&counters),
     };
     let mut tasks = Tasks::new(datapath.device);
-    for source in datapath.sources {
-        tasks.carry(carry_all(source, carrying.clone()));
+    for (road, source) in datapath.sources {
+        tasks.carry(carry_all(road, source, carrying.clone()));
     }
+    tasks.carry(table.clone().find_owners());
 
     // A name that `--mapped-namespaces` does not hide.
     let asked_namespace = params.mapped_namespaces.first().unwrap_or(&namespace).clone();

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until};
 use tpx_core::dial::DialFailure;
 use tpx_datapath::{DatagramFlow, Echo, EchoFlow};
 use tpx_link::{
-    Target,
+    Target, Traffic,
     datagrams::Event,
     echoes::{Echo as Ping, EchoEvent, Echoes},
     lane::Lane,
@@ -18,23 +18,19 @@ const IDLE: Duration = Duration::from_secs(60);
 /// A pinging program pauses a second by default; nobody waits for an answer longer than this.
 const QUIET: Duration = Duration::from_secs(20);
 
-/// Bytes of payload that an association moved.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Moved {
-    /// From the laptop to the cluster.
-    pub up: u64,
-    /// From the cluster to the laptop.
-    pub down: u64,
-}
-
-/// Carries an association to `target` until it has been idle for long, or either side ends it.
-pub(crate) async fn carry_datagrams(mut flow: DatagramFlow, lane: Lane, target: &Target, session: &str) -> Moved {
-    let mut moved = Moved::default();
+/// Carries an association to `target` until it has been idle for long, or either side ends it; counts in `traffic`.
+pub(crate) async fn carry_datagrams(
+    mut flow: DatagramFlow,
+    lane: Lane,
+    target: &Target,
+    session: &str,
+    traffic: &Traffic,
+) {
     let mut stream = match lane.datagrams(target, session).await {
         Ok(stream) => stream,
         Err(why) => {
             flow.back.unreachable(why);
-            return moved;
+            return;
         }
     };
     let mut idle = Instant::now() + IDLE;
@@ -42,30 +38,36 @@ pub(crate) async fn carry_datagrams(mut flow: DatagramFlow, lane: Lane, target: 
         tokio::select! {
             payload = flow.incoming.recv() => match payload {
                 Some(payload) => {
-                    let length = payload.len() as u64;
+                    let length = payload.len();
                     if stream.try_send(payload) {
-                        moved.up += length;
+                        traffic.datagram_up(length);
                     }
                 }
-                None => return moved,
+                None => return,
             },
             event = stream.recv() => match event {
                 Some(Event::Payload(payload)) => {
-                    moved.down += payload.len() as u64;
+                    traffic.datagram_down(payload.len());
                     flow.back.send(&payload);
                 }
                 Some(Event::Unreachable(why)) => flow.back.unreachable(why),
                 Some(Event::TooBig { mtu }) => flow.back.too_big(mtu),
-                None => return moved,
+                None => return,
             },
-            () = sleep_until(idle) => return moved,
+            () = sleep_until(idle) => return,
         }
         idle = Instant::now() + IDLE;
     }
 }
 
-/// Carries pings of `address` until nobody has asked for long.
-pub(crate) async fn carry_echoes(mut flow: EchoFlow, lane: Lane, address: std::net::IpAddr, session: &str) {
+/// Carries pings of `address` until nobody has asked for long; counts in `traffic`.
+pub(crate) async fn carry_echoes(
+    mut flow: EchoFlow,
+    lane: Lane,
+    address: std::net::IpAddr,
+    session: &str,
+    traffic: &Traffic,
+) {
     let mut stream = lane.echoes(address, session).await;
     let mut waiting = Waiting::default();
     let mut idle = Instant::now() + QUIET;
@@ -77,7 +79,10 @@ pub(crate) async fn carry_echoes(mut flow: EchoFlow, lane: Lane, address: std::n
                 match &mut stream {
                     Ok(stream) => {
                         waiting.keep(&request);
-                        stream.try_send(Ping { sequence: request.sequence, payload: request.payload });
+                        let length = request.payload.len();
+                        if stream.try_send(Ping { sequence: request.sequence, payload: request.payload }) {
+                            traffic.datagram_up(length);
+                        }
                     }
                     Err(why) => flow.back.unreachable(request, *why),
                 }
@@ -85,6 +90,7 @@ pub(crate) async fn carry_echoes(mut flow: EchoFlow, lane: Lane, address: std::n
             event = next(&mut stream) => match event {
                 Some(EchoEvent::Reply(Ping { sequence, payload })) => {
                     waiting.take(sequence);
+                    traffic.datagram_down(payload.len());
                     flow.back.reply(Echo { sequence, payload });
                 }
                 Some(EchoEvent::Unreachable { sequence: Some(sequence), why }) => {

@@ -2,6 +2,7 @@
 
 use std::{io, os::fd::OwnedFd};
 
+use tpx_core::explain::Way;
 use tpx_datapath::{
     Floor, FlowSource,
     linux::{
@@ -13,7 +14,7 @@ use tpx_datapath::{
 /// An open datapath.
 pub(crate) struct Datapath {
     /// Where flows come from: the floor, and the express lane where there is one.
-    pub sources: Vec<Box<dyn FlowSource>>,
+    pub sources: Vec<(Way, Box<dyn FlowSource>)>,
     /// The kernel's virtual addresses, on the express lane.
     pub translations: Option<Translations>,
     /// The kernel's maps, on the express lane.
@@ -37,17 +38,18 @@ impl Datapath {
     /// When a file is not what it should be.
     pub(crate) fn open(handover: Handover) -> io::Result<Self> {
         let Handover { device, vnet_hdr, mtu, express, dns, unsteered_name_servers, resolved } = handover;
-        let mut sources: Vec<Box<dyn FlowSource>> = Vec::new();
+        let mut sources: Vec<(Way, Box<dyn FlowSource>)> = Vec::new();
         let (mut maps, mut translations, mut bypass) = (None, None, Bypass::by_device());
         if let Some(files) = express {
             maps = Some(Maps::of(&files)?);
             translations = Some(Translations::of(&files)?);
             bypass = Bypass::new(files.bypass.try_clone()?)?;
             let ExpressFiles { listeners, raws, syns, held, datagrams, targets, .. } = files;
-            sources.push(Box::new(ExpressLane::new(ExpressParts { listeners, raws, syns, held, datagrams, targets })?));
+            let parts = ExpressParts { listeners, raws, syns, held, datagrams, targets };
+            sources.push((Way::Express, Box::new(ExpressLane::new(parts)?)));
         }
         let mtu = u16::try_from(mtu).map_err(io::Error::other)?;
-        sources.push(Box::new(Floor::new(Tun::new(device.try_clone()?, vnet_hdr)?, mtu)));
+        sources.push((Way::Floor, Box::new(Floor::new(Tun::new(device.try_clone()?, vnet_hdr)?, mtu))));
         Ok(Self { sources, translations, maps, bypass, dns, unsteered_name_servers, resolved, device })
     }
 }

@@ -9,10 +9,10 @@ use std::{
 };
 
 use tokio::{sync::watch, task::JoinSet};
-use tpx_core::dial::DialFailure;
+use tpx_core::{dial::DialFailure, explain::Way};
 use tpx_datapath::{Arrival, FlowSource, FlowStream, Knock};
 use tpx_dns::Asker;
-use tpx_link::{lane::Lane, relay::relay};
+use tpx_link::{lane::Lane, relay::relay_counted};
 
 use super::{
     addresses::Addresses,
@@ -84,13 +84,13 @@ pub(crate) struct Carrying {
     pub counters: Arc<FlowCounters>,
 }
 
-/// Carries all flows of `source` until it ends. Dropping the future ends them all.
-pub(crate) async fn carry_all(mut source: Box<dyn FlowSource>, carrying: Carrying) {
+/// Carries all flows of `source`, which is the road `road`, until it ends. Dropping the future ends them all.
+pub(crate) async fn carry_all(road: Way, mut source: Box<dyn FlowSource>, carrying: Carrying) {
     let mut flows = JoinSet::new();
     loop {
         tokio::select! {
             arrival = source.next() => match arrival {
-                Some(arrival) => { flows.spawn(carry(arrival, carrying.clone())); }
+                Some(arrival) => { flows.spawn(carry(road, arrival, carrying.clone())); }
                 None => return,
             },
             Some(_) = flows.join_next() => {}
@@ -98,9 +98,9 @@ pub(crate) async fn carry_all(mut source: Box<dyn FlowSource>, carrying: Carryin
     }
 }
 
-async fn carry(arrival: Arrival, carrying: Carrying) {
+async fn carry(road: Way, arrival: Arrival, carrying: Carrying) {
     match arrival {
-        Arrival::Connection(knock) => carry_connection(knock, carrying).await,
+        Arrival::Connection(knock) => carry_connection(road, knock, carrying).await,
         Arrival::Datagrams(flow) if resolver_link::is_for_us(flow.destination.ip(), flow.destination.port()) => {
             resolver_link::answer_datagrams(flow, carrying.asker).await;
         }
@@ -110,15 +110,16 @@ async fn carry(arrival: Arrival, carrying: Carrying) {
                 Err(why) => return flow.back.unreachable(why),
             };
             let _open = carrying.counters.open();
-            let _listed = carrying.table.list("udp", flow.source, flow.destination, target);
-            let moved = carry_datagrams(flow, lane, &target.into(), &carrying.session()).await;
-            carrying.counters.moved(moved.up, moved.down);
+            let listed = carrying.table.list("udp", road, flow.source, flow.destination, target);
+            let traffic = listed.traffic();
+            carry_datagrams(flow, lane, &target.into(), &carrying.session(), traffic).await;
+            carrying.counters.moved(traffic.up(), traffic.down());
         }
         Arrival::Echo(flow) => {
             if let Ok((lane, target)) = carrying.road_to(SocketAddr::new(flow.destination, 0)).await {
                 let (from, to) = (SocketAddr::new(flow.source, 0), SocketAddr::new(flow.destination, 0));
-                let _listed = carrying.table.list("icmp", from, to, target);
-                carry_echoes(flow, lane, target.ip(), &carrying.session()).await;
+                let listed = carrying.table.list("icmp", road, from, to, target);
+                carry_echoes(flow, lane, target.ip(), &carrying.session(), listed.traffic()).await;
             } else {
                 refuse_echoes(flow).await;
             }
@@ -126,7 +127,7 @@ async fn carry(arrival: Arrival, carrying: Carrying) {
     }
 }
 
-async fn carry_connection(knock: Box<dyn Knock>, carrying: Carrying) {
+async fn carry_connection(road: Way, knock: Box<dyn Knock>, carrying: Carrying) {
     let (source, destination) = (knock.source(), knock.destination());
     if resolver_link::is_for_us(destination.ip(), destination.port()) {
         if let Ok(FlowStream::Netstack(stream)) = knock.release().await
@@ -154,10 +155,11 @@ async fn carry_connection(knock: Box<dyn Knock>, carrying: Carrying) {
         Err(e) => return tracing::debug!("{source} -> {destination}: {e}"),
     };
     let _open = counters.open();
-    let _listed = carrying.table.list("tcp", source, destination, target);
+    let listed = carrying.table.list("tcp", road, source, destination, target);
+    let traffic = Arc::clone(listed.traffic());
     let transferred = match own {
-        FlowStream::Socket(tcp) => relay(tcp, stream).await,
-        FlowStream::Netstack(own) => relay(Relayed(own), stream).await,
+        FlowStream::Socket(tcp) => relay_counted(tcp, stream, traffic).await,
+        FlowStream::Netstack(own) => relay_counted(Relayed(own), stream, traffic).await,
     };
     counters.moved(transferred.up, transferred.down);
     tracing::debug!("{source} -> {destination}: {transferred:?}");

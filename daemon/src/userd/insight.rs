@@ -21,7 +21,9 @@ use tpx_datapath::MapsDump;
 use super::{addresses::Addresses, flow_table::FlowTable, process_scope, service_names::ServiceNames};
 use crate::{
     failure::{Failure, Kind},
-    ipc::{Explained, MapsView, NameExplanation, Reply, Request, ScopeRow, Target, Variable, VnatRow},
+    ipc::{
+        Explained, FlowRow, FlowsView, MapsView, NameExplanation, Reply, Request, ScopeRow, Target, Variable, VnatRow,
+    },
 };
 
 /// Longest that a name may take to resolve.
@@ -56,6 +58,7 @@ impl Insight {
                 Ok(maps) => Ok(Reply::Maps(Box::new(self.maps(maps.unwrap_or_default()).await))),
                 Err(e) => Err(Failure::new(Kind::Host, format!("cannot read the maps: {e}"), "try again")),
             },
+            Request::Flows { ended } => Ok(Reply::Flows(Box::new(self.flows(ended).await))),
             other => Err(Failure::internal(format!("nobody answers {other:?}"))),
         };
         reply.unwrap_or_else(Reply::Failed)
@@ -161,12 +164,21 @@ impl Insight {
         translated.collect()
     }
 
+    async fn look(&self, ended: bool) -> Vec<FlowRow> {
+        let table = self.flows.clone();
+        tokio::task::spawn_blocking(move || table.look(ended)).await.unwrap_or_default()
+    }
+
+    /// `tpx flows`.
+    pub(super) async fn flows(&self, ended: bool) -> FlowsView {
+        let flows = self.look(ended).await;
+        let names = self.names_of(flows.iter().map(|row| row.destination.ip())).await;
+        FlowsView { flows, names }
+    }
+
     /// `tpx maps dump`, beside what the kernel's maps say.
     pub(super) async fn maps(&self, maps: MapsDump) -> MapsView {
-        let flows = {
-            let table = self.flows.clone();
-            tokio::task::spawn_blocking(move || table.look()).await.unwrap_or_default()
-        };
+        let flows = self.look(false).await;
         let in_kernel: BTreeSet<IpAddr> = maps.translations.iter().map(|row| row.virtual_ip).collect();
         let pairs = self.addresses.vnat().export();
         let vnat: Vec<VnatRow> = pairs

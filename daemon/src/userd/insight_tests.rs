@@ -148,7 +148,13 @@ async fn maps_come_with_flows_virtual_addresses_and_names() {
     let (insight, _) = insight(Road::Tun);
     let virtual_ip = insight.addresses.reachable(ip("10.96.0.10")).unwrap();
     let at = |ip: IpAddr| std::net::SocketAddr::new(ip, 80);
-    let _listed = insight.flows.list("tcp", at(ip("192.0.2.1")), at(virtual_ip), at(ip("10.96.0.10")));
+    let _listed = insight.flows.list(
+        "tcp",
+        tpx_core::explain::Way::Floor,
+        at(ip("192.0.2.1")),
+        at(virtual_ip),
+        at(ip("10.96.0.10")),
+    );
     let view = match insight.answer(Request::MapsDump, Ok(None)).await {
         Reply::Maps(view) => *view,
         other => panic!("{other:?}"),

@@ -15,6 +15,7 @@ mod lanes;
 mod logging;
 mod names;
 mod netstream;
+mod owners;
 mod probe;
 mod process_scope;
 mod processes;
@@ -23,6 +24,7 @@ mod road;
 mod routing;
 mod service_names;
 mod session;
+mod sock_diag;
 pub(crate) mod status;
 
 use std::{process::ExitCode, time::Duration};

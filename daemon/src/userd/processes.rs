@@ -15,6 +15,8 @@ pub(super) struct Socket {
     pub own: SocketAddr,
     /// The far end; unspecified where it has none.
     pub peer: SocketAddr,
+    /// Whose it is.
+    pub uid: u32,
     /// What /proc/PID/fd calls it.
     pub inode: u64,
 }
@@ -29,19 +31,28 @@ pub(super) fn sockets(process: &str) -> Vec<(&'static str, Socket)> {
     found
 }
 
-/// The owners of sockets, by inode. Looks at every process that this user may look at.
-pub(super) fn owners(inodes: &HashSet<u64>) -> HashMap<u64, Process> {
+/// The owners of sockets, by inode. Looks at every process that this user may look at until all are found: `first` those
+/// that are likely, then the youngest, and last this one, which has the most files.
+pub(super) fn owners(inodes: &HashSet<u64>, first: impl IntoIterator<Item = u32>) -> HashMap<u64, Process> {
     let mut owners = HashMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        if owners.len() == inodes.len() {
-            break;
-        }
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+    let mut look = |pid: u32| {
         for inode in inodes_of(pid) {
-            if inodes.contains(&inode) {
+            if inodes.contains(&inode) && !owners.contains_key(&inode) {
                 owners.insert(inode, Process { pid, name: name_of(pid).unwrap_or_default() });
             }
         }
+        owners.len() == inodes.len()
+    };
+    if !inodes.is_empty() && !first.into_iter().any(&mut look) {
+        let own = std::process::id();
+        let mut pids: Vec<u32> = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
+        pids.sort_unstable_by_key(|pid| (*pid == own, std::cmp::Reverse(*pid)));
+        pids.into_iter().any(look);
     }
     owners
 }
@@ -63,8 +74,9 @@ fn parse(line: &str) -> Option<Socket> {
     let mut fields = line.split_whitespace();
     let own = address(fields.nth(1)?)?;
     let peer = address(fields.next()?)?;
-    let inode = fields.nth(6)?.parse().ok()?;
-    Some(Socket { own, peer, inode })
+    let uid = fields.nth(4)?.parse().ok()?;
+    let inode = fields.nth(1)?.parse().ok()?;
+    Some(Socket { own, peer, uid, inode })
 }
 
 /// Addresses stand there as 32-bit words in the machine's byte order, ports as numbers.
@@ -99,7 +111,7 @@ mod tests {
         let socket = parse(line).unwrap();
         assert_eq!(socket.own.to_string(), "127.0.0.1:8080");
         assert_eq!(socket.peer.to_string(), "10.96.1.3:80");
-        assert_eq!(socket.inode, 4711);
+        assert_eq!((socket.uid, socket.inode), (1000, 4711));
         let mapped =
             "1: 0000000000000000FFFF00000100007F:0035 00000000000000000000000001000000:0001 01 0:0 0:0 0 0 0 9";
         let socket = parse(mapped).unwrap();
@@ -123,7 +135,7 @@ mod tests {
         let tcp = find("tcp", stream.local_addr().unwrap());
         assert_eq!(tcp.peer, listener.local_addr().unwrap());
         let udp = find("udp", udp.local_addr().unwrap());
-        let owners = owners(&[tcp.inode, udp.inode].into());
+        let owners = owners(&[tcp.inode, udp.inode].into(), []);
         assert!(owners.values().all(|process| process.pid == std::process::id()), "{owners:?}");
         assert_eq!(owners.len(), 2);
         assert_eq!(name_of(std::process::id()).as_ref(), owners.values().next().map(|p| &p.name));

@@ -26,6 +26,7 @@ mod settings;
 pub mod stream;
 mod target;
 mod tcp;
+mod traffic;
 
 pub use self::{
     datagrams::Datagrams,
@@ -33,4 +34,5 @@ pub use self::{
     settings::Settings,
     stream::Stream,
     target::{Target, TargetError},
+    traffic::Traffic,
 };

@@ -11,6 +11,7 @@ use std::{
     future::poll_fn,
     io,
     pin::pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -19,7 +20,10 @@ use h2::{Reason, RecvStream, SendStream};
 
 use self::queue::Queue;
 pub use self::socket::Socket;
-use crate::stream::{Stream, StreamError};
+use crate::{
+    stream::{Stream, StreamError},
+    traffic::Traffic,
+};
 
 /// What a relay moved, and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,40 +49,46 @@ pub enum End {
 
 /// Relays until both directions have ended. Dropping the future resets the stream and the socket.
 pub async fn relay<S: Socket>(socket: S, stream: Stream) -> Transferred {
-    let mut relay = Relay::new(socket, stream);
+    relay_counted(socket, stream, Arc::default()).await
+}
+
+/// [`relay`]s, and counts in `traffic` (new) what was moved so far.
+pub async fn relay_counted<S: Socket>(socket: S, stream: Stream, traffic: Arc<Traffic>) -> Transferred {
+    let mut relay = Relay::new(socket, stream, traffic);
     let end = relay.run().await;
     relay.settle(&end);
-    Transferred { up: relay.up.moved, down: relay.down.moved, end }
+    Transferred { up: relay.traffic.up(), down: relay.traffic.down(), end }
 }
 
 struct Relay<S: Socket> {
     socket: S,
     up: Up,
     down: Down,
+    traffic: Arc<Traffic>,
     settled: bool,
     // Last, so that the stream counts as open until its halves are gone.
     _open: crate::stream::Open,
 }
 
 impl<S: Socket> Relay<S> {
-    fn new(socket: S, stream: Stream) -> Self {
+    fn new(socket: S, stream: Stream, traffic: Arc<Traffic>) -> Self {
         socket.prepare();
         let (send, recv, open) = stream.into_parts();
-        Self { socket, up: Up::new(send), down: Down::new(recv), settled: false, _open: open }
+        Self { socket, up: Up::new(send), down: Down::new(recv), traffic, settled: false, _open: open }
     }
 
     async fn run(&mut self) -> End {
-        let Self { socket, up, down, .. } = self;
+        let Self { socket, up, down, traffic, .. } = self;
         // While the stream has no room the socket is not read, and a reset would go unseen.
         let mut broken = pin!(socket.broken());
         poll_fn(|cx| {
             if !up.finished
-                && let Poll::Ready(Err(end)) = up.poll(socket, cx)
+                && let Poll::Ready(Err(end)) = up.poll(socket, traffic, cx)
             {
                 return Poll::Ready(end);
             }
             if !down.finished
-                && let Poll::Ready(Err(end)) = down.poll(socket, cx)
+                && let Poll::Ready(Err(end)) = down.poll(socket, traffic, cx)
             {
                 return Poll::Ready(end);
             }
@@ -121,7 +131,6 @@ struct Up {
     chunk: usize,
     /// Whether the stream was asked for room. An idle stream must not hold any: the lane's window is shared.
     reserved: bool,
-    moved: u64,
     finished: bool,
 }
 
@@ -130,10 +139,10 @@ impl Up {
     const MAX_CHUNK: usize = 128 << 10;
 
     fn new(send: SendStream<Bytes>) -> Self {
-        Self { send, buffer: BytesMut::new(), chunk: Self::MIN_CHUNK, reserved: false, moved: 0, finished: false }
+        Self { send, buffer: BytesMut::new(), chunk: Self::MIN_CHUNK, reserved: false, finished: false }
     }
 
-    fn poll(&mut self, socket: &impl Socket, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll(&mut self, socket: &impl Socket, traffic: &Traffic, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         loop {
             if !self.reserved {
                 match socket.poll_read_ready(cx) {
@@ -168,7 +177,7 @@ impl Up {
                     return Poll::Ready(Ok(()));
                 }
                 Ok(read) => {
-                    self.moved += read as u64;
+                    traffic.add_up(read);
                     self.send.send_data(self.buffer.split().freeze(), false).map_err(stream_end)?;
                     if read == self.chunk {
                         self.chunk = (self.chunk * 2).min(Self::MAX_CHUNK);
@@ -190,16 +199,15 @@ struct Down {
     recv: RecvStream,
     queue: Queue,
     ended: bool,
-    moved: u64,
     finished: bool,
 }
 
 impl Down {
     fn new(recv: RecvStream) -> Self {
-        Self { recv, queue: Queue::default(), ended: false, moved: 0, finished: false }
+        Self { recv, queue: Queue::default(), ended: false, finished: false }
     }
 
-    fn poll(&mut self, socket: &impl Socket, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll(&mut self, socket: &impl Socket, traffic: &Traffic, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         loop {
             // The window bounds the queue: nothing is given back before it is written.
             while !self.ended {
@@ -220,7 +228,7 @@ impl Down {
             match socket.try_write_vectored(&self.queue.slices()) {
                 Ok(written) => {
                     self.queue.advance(written);
-                    self.moved += written as u64;
+                    traffic.add_down(written);
                     self.recv.flow_control().release_capacity(written).map_err(stream_end)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -3,6 +3,7 @@
 mod crash;
 mod dns;
 mod floor;
+mod flows;
 mod look;
 mod maps;
 mod reach;
@@ -32,6 +33,7 @@ pub(crate) fn all() -> Vec<Case> {
         vpn::CASES,
         resolved::CASES,
         look::CASES,
+        flows::CASES,
     ];
     let maps = if laptop::is_tun() { &[] } else { maps::CASES };
     [&first.concat(), maps, crash::CASES, users::CASES].concat()
