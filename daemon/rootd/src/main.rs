@@ -3,6 +3,7 @@
 //! Verbs only: it knows plans and files. Bytes of applications, names, certificates and Kubernetes stay with the user.
 
 mod owner;
+mod pace;
 mod privilege;
 mod serve;
 mod session;

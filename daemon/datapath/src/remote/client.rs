@@ -201,6 +201,8 @@ impl Host for RemoteHost {
     type Handover = Handover;
 
     async fn apply(&mut self, plan: &Plan) -> Result<Handover, HostError> {
+        // The other end asks the same again; a plan that is too long to be read there would cost the session.
+        plan.check().map_err(|e| HostError::Refused(e.to_string()))?;
         match self.ask(&Request::Apply(Box::new(plan.clone()))).await? {
             (Reply::Applied(layout), files) => Handover::from_fds(layout, files)
                 .map_err(|e| HostError::System { what: "tpx-rootd".into(), source: io::Error::other(e) }),
