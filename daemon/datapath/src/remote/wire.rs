@@ -157,8 +157,7 @@ impl Receiver {
     async fn read(&mut self) -> Result<usize, WireError> {
         let mut chunk = [0; CHUNK];
         let wanted = missing(&self.bytes)?.min(CHUNK);
-        let (length, files) =
-            self
+        let (length, files) = self
             .stream
             .async_io(Interest::READABLE, || receive(&self.stream, &mut chunk[..wanted], self.files_max))
             .await?;
