@@ -15,7 +15,8 @@ const UNIT: &str = "tpx-rootd.service";
 const PATH: &str = "/etc/systemd/system/tpx-rootd.service";
 /// As it ships: the owner is in a file that a package's administrator writes.
 const SHIPPED: &str = include_str!("../systemd/tpx-rootd.service");
-const SHIPPED_OWNER: &str = "# TPX_OWNER=<user or uid>: the only user who may use it.\nEnvironmentFile=/etc/tpx/rootd.env\n";
+const SHIPPED_OWNER: &str =
+    "# TPX_OWNER=<user or uid>: the only user who may use it.\nEnvironmentFile=/etc/tpx/rootd.env\n";
 const SHIPPED_PROGRAM: &str = "ExecStart=/usr/bin/tpx-rootd ";
 
 /// The unit that serves `owner` with `program`.
@@ -119,7 +120,9 @@ mod tests {
         assert!(!text.contains("EnvironmentFile") && !text.contains("/usr/bin/tpx-rootd"), "{text}");
         // All else as it ships.
         assert_eq!(text.lines().count(), SHIPPED.lines().count());
-        for hardening in ["NoNewPrivileges=yes", "ProtectSystem=strict", "RestrictAddressFamilies=", "SystemCallFilter="] {
+        for hardening in
+            ["NoNewPrivileges=yes", "ProtectSystem=strict", "RestrictAddressFamilies=", "SystemCallFilter="]
+        {
             assert!(text.contains(hardening), "{hardening}");
         }
     }

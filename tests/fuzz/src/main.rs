@@ -65,7 +65,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
     println!("{} executions in {:.1} s", done.executions(), start.elapsed().as_secs_f32());
     if let Some(Crash { target, input, why }) = &done.crash {
         let hex = to_hex(input);
-        eprintln!("{target} crashed: {why}\ninput: {hex}\nrepeat: cargo run -p tpx-fuzz -- --target {target} --input {hex}");
+        eprintln!(
+            "{target} crashed: {why}\ninput: {hex}\nrepeat: cargo run -p tpx-fuzz -- --target {target} --input {hex}"
+        );
     }
     Ok(done.crash.is_none())
 }

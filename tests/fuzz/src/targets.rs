@@ -84,7 +84,7 @@ fn look_at(request: &Request) {
         return;
     }
     for never in ["0.0.0.0", "8.8.8.8", "127.0.0.1", "169.254.169.254", "224.0.0.1", "255.255.255.255", "::", "::1"] {
-        let steered = never.parse().is_ok_and(|ip| plan.steer.iter().any(|net| net.contains(&ip)));
+        let steered = never.parse().is_ok_and(|ip: std::net::IpAddr| plan.steer.iter().any(|net| net.contains(&ip)));
         // A wide subnet may hold a public address; the rest never.
         assert!(!steered || never == "8.8.8.8", "{never} is steered");
     }
