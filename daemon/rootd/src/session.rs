@@ -102,7 +102,7 @@ where
                 Request::Revert => self.revert().await?,
                 Request::Status => {
                     let status = self.service.status();
-                    self.say(&Reply::Status(status)).await?;
+                    self.say(&Reply::Status(Box::new(status))).await?;
                 }
             }
         }

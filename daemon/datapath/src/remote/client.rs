@@ -161,7 +161,7 @@ impl RemoteHost {
     /// [`HostError::System`] when tpx-rootd is gone or does not understand.
     pub async fn status(&mut self) -> Result<Status, HostError> {
         match self.ask(&Request::Status).await? {
-            (Reply::Status(status), _) => Ok(status),
+            (Reply::Status(status), _) => Ok(*status),
             (other, _) => Err(unexpected(other)),
         }
     }
@@ -240,7 +240,7 @@ pub async fn look(path: &Path) -> Result<(Welcome, Status), ConnectError> {
     let (mut sender, mut receiver, welcome) = greet(path).await?;
     sender.send(&Request::Status, &[]).await?;
     match within(REPLY, receiver.receive()).await? {
-        (Reply::Status(status), _) => Ok((welcome, status)),
+        (Reply::Status(status), _) => Ok((welcome, *status)),
         (other, _) => Err(io::Error::other(unexpected(other)).into()),
     }
 }

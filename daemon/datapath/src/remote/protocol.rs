@@ -58,7 +58,7 @@ pub enum Reply {
     /// To [`Request::Revert`].
     Reverted,
     /// To [`Request::Status`].
-    Status(Status),
+    Status(Box<Status>),
     /// The request could not be carried out.
     Failed(Failure),
 }
