@@ -8,6 +8,7 @@ use std::{net::IpAddr, path::PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+mod bounded;
 mod check;
 
 pub use check::PlanError;
@@ -41,10 +42,13 @@ pub enum Road {
 pub struct ResolverLink {
     /// tpx's own addresses that answer for the cluster, at port 53: the slot's resolver addresses, which are routed to
     /// the device. At most [`Plan::MAX_NAME_SERVERS`].
+    #[serde(deserialize_with = "bounded::list::<_, _, { Plan::MAX_NAME_SERVERS }>")]
     pub servers: Vec<IpAddr>,
     /// Domains whose names are asked there and nowhere else. At most [`Plan::MAX_DOMAINS`].
+    #[serde(deserialize_with = "bounded::list::<_, _, { Plan::MAX_DOMAINS }>")]
     pub routing_domains: Vec<String>,
     /// Domains that complete single labels, and whose names are asked there too. At most [`Plan::MAX_DOMAINS`].
+    #[serde(deserialize_with = "bounded::list::<_, _, { Plan::MAX_DOMAINS }>")]
     pub search_domains: Vec<String>,
 }
 
@@ -57,16 +61,27 @@ pub struct Plan {
     /// How connections enter the tunnel.
     pub road: Road,
     /// Subnets whose connections go through the tunnel under their own addresses. At most [`Plan::MAX_SUBNETS`].
+    #[serde(deserialize_with = "bounded::list::<_, _, { Plan::MAX_SUBNETS }>")]
     pub steer: Vec<IpNet>,
     /// Ranges of virtual addresses; connections into them go through the tunnel to the address behind.
+    #[serde(deserialize_with = "bounded::list::<_, _, { Plan::MAX_SUBNETS }>")]
     pub virtual_subnets: Vec<IpNet>,
     /// Cluster subnets behind virtual addresses: new connections to their own addresses go where the host's routes lead
     /// (a VPN), but translated connections and those that were open before they moved still reach the cluster.
+    #[serde(deserialize_with = "bounded::list::<_, _, { Plan::MAX_SUBNETS }>")]
     pub hidden: Vec<IpNet>,
     /// Parts of `steer` that stay outside the tunnel (the API server, name servers); the most specific prefix wins.
+    #[serde(deserialize_with = "bounded::list::<_, _, { Plan::MAX_SUBNETS }>")]
     pub except: Vec<IpNet>,
     /// The configured name servers whose port 53 is answered by tpx. At most [`Plan::MAX_NAME_SERVERS`].
+    #[serde(deserialize_with = "bounded::list::<_, _, { Plan::MAX_NAME_SERVERS }>")]
     pub name_servers: Vec<IpAddr>,
+    /// Addresses that must never be steered, whatever the lists above say: those of the API server, which the tunnel
+    /// itself runs over. [`check`](Self::check) refuses a plan that steers one of them. The privileged daemon cannot
+    /// know them; that the lists agree with them is what it can hold the user daemon to. At most
+    /// [`Plan::MAX_PROTECTED`].
+    #[serde(default, deserialize_with = "bounded::list::<_, _, { Plan::MAX_PROTECTED }>")]
+    pub protected: Vec<IpAddr>,
     /// What systemd-resolved is told, where it runs.
     #[serde(default)]
     pub resolver: Option<ResolverLink>,
@@ -77,6 +92,8 @@ impl Plan {
     pub const MAX_SUBNETS: usize = 1024;
     /// Bound on `name_servers`; resolv.conf(5) knows three.
     pub const MAX_NAME_SERVERS: usize = 8;
+    /// Bound on `protected`; an API server has a few addresses.
+    pub const MAX_PROTECTED: usize = 64;
     /// Bound on each list of domains of a [`ResolverLink`].
     pub const MAX_DOMAINS: usize = 512;
 

@@ -3,8 +3,11 @@
 //! Verbs only: it knows plans and files. Bytes of applications, names, certificates and Kubernetes stay with the user.
 
 mod owner;
+mod pace;
 mod privilege;
+mod seccomp;
 mod serve;
+mod service;
 mod session;
 mod socket;
 
@@ -30,6 +33,14 @@ struct Arguments {
 enum Command {
     /// Serves one user's tpx until it is stopped.
     Serve(Serve),
+    /// Makes it a systemd service that serves one user, so that no password is asked when connecting.
+    Install {
+        /// The user to serve, by number or name. Without it: who called sudo, else who runs this.
+        #[arg(long, value_name = "USER")]
+        owner: Option<String>,
+    },
+    /// Stops and removes the systemd service.
+    Uninstall,
 }
 
 #[derive(clap::Args)]
@@ -43,6 +54,9 @@ struct Serve {
     /// Leaves when the last connection has ended, or when none comes within 30 seconds.
     #[arg(long)]
     exit_when_idle: bool,
+    /// Keeps all system calls, to find out whether the filter is in the way of something.
+    #[arg(long, hide = true)]
+    no_seccomp: bool,
 }
 
 fn main() -> ExitCode {
@@ -57,8 +71,12 @@ fn main() -> ExitCode {
                 .without_time(),
         )
         .init();
-    let Command::Serve(serve) = arguments.command;
-    match run(&serve) {
+    let done = match arguments.command {
+        Command::Serve(serve) => run(&serve),
+        Command::Install { owner } => owner::resolve(owner.as_deref()).and_then(service::install),
+        Command::Uninstall => service::uninstall(),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("tpx-rootd: {e:#}");
@@ -77,6 +95,9 @@ fn run(arguments: &Serve) -> anyhow::Result<()> {
         match &unavailable {
             None => tracing::info!("serving user {owner} at {}", arguments.socket.display()),
             Some(why) => tracing::warn!("serving user {owner}, but without the express lane: {why}"),
+        }
+        if !arguments.no_seccomp {
+            seccomp::install()?;
         }
         let mut host = LinuxHost::new(Slot::FIRST);
         if arguments.exit_when_idle {

@@ -19,7 +19,7 @@ use tpx_datapath::{
     remote::protocol::{Session, Status},
 };
 
-use crate::{session::converse, socket::Socket};
+use crate::{pace::Pace, session::converse, socket::Socket};
 
 /// How long `--exit-when-idle` waits for the first connection.
 const IDLE: Duration = Duration::from_secs(30);
@@ -29,6 +29,11 @@ const ALONE: Duration = Duration::from_millis(300);
 const GRACE: Duration = Duration::from_millis(500);
 /// Most connections at one time.
 const CONNECTIONS: usize = 32;
+
+/// Changes of the host that are carried out at once, and the time between more of them. A host's routes may change
+/// several times a second for a while.
+const BURST: u32 = 32;
+const INTERVAL: Duration = Duration::from_millis(250);
 
 /// What all connections share.
 pub(crate) struct Service<H> {
@@ -40,6 +45,7 @@ pub(crate) struct Service<H> {
     pub(crate) connections: AtomicU64,
     session: watch::Sender<Option<Claim>>,
     state: Mutex<State>,
+    pace: Mutex<Pace>,
 }
 
 #[derive(Default)]
@@ -63,6 +69,7 @@ impl<H> Service<H> {
             connections: AtomicU64::new(0),
             session: watch::Sender::new(None),
             state: Mutex::new(State { plan: None, unavailable }),
+            pace: Mutex::new(Pace::new(BURST, INTERVAL, std::time::Instant::now())),
         }
     }
 
@@ -134,6 +141,11 @@ impl<H> Service<H> {
         }
     }
 
+    /// How long a request that changes the host has to wait.
+    pub(crate) fn take_turn(&self, now: std::time::Instant) -> Duration {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).take(now)
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -156,7 +168,7 @@ where
     let mut conversations = JoinSet::new();
     let idle = sleep(IDLE);
     tokio::pin!(idle);
-    loop {
+    let end = loop {
         tokio::select! {
             accepted = socket.listener.accept() => match accepted {
                 Ok((stream, _)) if conversations.len() < CONNECTIONS => {
@@ -169,20 +181,27 @@ where
                     sleep(Duration::from_millis(100)).await;
                 }
             },
-            Some(_) = conversations.join_next() => if conversations.is_empty() {
-                idle.as_mut().reset(Instant::now() + ALONE);
+            Some(ended) = conversations.join_next() => {
+                // What a broken conversation has left half done is not known: only the end of the process undoes it all.
+                if let Err(e) = ended {
+                    break Err(anyhow::Error::new(e).context("a conversation broke down"));
+                }
+                if conversations.is_empty() {
+                    idle.as_mut().reset(Instant::now() + ALONE);
+                }
             },
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
             () = &mut idle, if when_idle => {
                 tracing::info!("nobody needs this any more");
-                break;
+                break Ok(());
             }
         }
-    }
+    };
     drop(socket);
     conversations.shutdown().await;
-    service.host.lock().await.revert().await.context("cannot undo everything")
+    service.host.lock().await.revert().await.context("cannot undo everything")?;
+    end
 }
 
 /// A time that does not come.

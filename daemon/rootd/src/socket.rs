@@ -3,15 +3,21 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::{
-        fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-        net::{UnixListener as StdListener, UnixStream as StdStream},
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _},
+            net::{UnixListener as StdListener, UnixStream as StdStream},
+        },
     },
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail};
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Uid, chmod, chownat, flock, fstat, open},
+    process::geteuid,
+};
 use tokio::net::UnixListener;
 
 /// A listening socket whose file goes when this is dropped.
@@ -51,15 +57,24 @@ pub(crate) fn bind(path: &Path, owner: u32) -> anyhow::Result<Socket> {
     remove_stale(path)?;
     // Whoever comes in before the file has its owner is told apart by SO_PEERCRED.
     let listener = StdListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
-    let hand_over = || -> io::Result<(u64, u64)> {
-        std::os::unix::fs::chown(path, Some(owner), None)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-        let metadata = fs::symlink_metadata(path)?;
-        Ok((metadata.dev(), metadata.ino()))
-    };
-    let identity = hand_over().with_context(|| format!("cannot give {} to user {owner}", path.display()))?;
+    let identity = hand_over(path, owner).with_context(|| format!("cannot give {} to user {owner}", path.display()))?;
     listener.set_nonblocking(true)?;
     Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.into(), identity })
+}
+
+/// Gives the socket at `path` to `owner`; its device and inode. Who may write into the directory may have put something
+/// else there by now (a link to a file of root's): what is changed is what was looked at, and only a socket of this
+/// process's user.
+fn hand_over(path: &Path, owner: u32) -> io::Result<(u64, u64)> {
+    let socket = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = fstat(&socket)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || stat.st_uid != geteuid().as_raw() {
+        return Err(io::Error::other("somebody has put something else there"));
+    }
+    // Only a path takes a mode for what O_PATH has opened (open(2)).
+    chmod(format!("/proc/self/fd/{}", socket.as_raw_fd()), Mode::from_raw_mode(0o660))?;
+    chownat(&socket, "", Some(Uid::from_raw(owner)), None, AtFlags::EMPTY_PATH)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
@@ -117,6 +132,21 @@ mod tests {
         assert!(e.starts_with("another tpx-rootd serves at"), "{e}");
         drop(first);
         bind(&path, me()).unwrap();
+    }
+
+    #[test]
+    fn what_was_put_in_place_of_the_socket_is_not_given_away() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = directory();
+        let (secret, path) = (dir.path().join("secret"), dir.path().join("s"));
+        fs::write(&secret, "").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&secret, &path).unwrap();
+        assert!(hand_over(&path, me()).is_err());
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&secret, &path).unwrap();
+        assert!(hand_over(&path, me()).is_err());
+        assert_eq!(fs::metadata(&secret).unwrap().mode() & 0o777, 0o600);
     }
 
     #[tokio::test]

@@ -56,6 +56,9 @@ pub enum PlanError {
     /// The tunnel would swallow the questions of everybody who asks another port of it.
     #[error("the name server {0} would be steered; it has to be excepted")]
     SteeredNameServer(IpAddr),
+    /// The tunnel would swallow the connections that carry it.
+    #[error("{0} must stay outside the tunnel and would be steered; it has to be excepted")]
+    SteeredProtected(IpAddr),
     /// systemd-resolved is only ever sent to tpx itself.
     #[error("{0} is none of tpx's own resolver addresses")]
     ForeignResolver(IpAddr),
@@ -66,9 +69,12 @@ pub enum PlanError {
     #[error("a process tree of its own needs the express lane; the TUN device serves the whole workstation only")]
     TreeOnFloor,
     /// Not a plain absolute path.
-    #[error("{} is no absolute path without dots", .0.display())]
+    #[error("{:?} is no absolute path without dots", .0)]
     Path(PathBuf),
 }
+
+/// Longest path that the kernel takes, in bytes (`PATH_MAX` of linux/limits.h).
+const PATH_MAX: usize = 4095;
 
 /// The shortest prefixes that are ever steered.
 const SHORTEST: (u8, u8) = (8, 16);
@@ -131,6 +137,11 @@ impl Plan {
                 return Err(PlanError::SteeredNameServer(*server));
             }
         }
+        bounded("protected addresses", self.protected.len(), Self::MAX_PROTECTED)?;
+        // As the kernel sees it: ::ffff:10.96.0.1 is 10.96.0.1.
+        if let Some(steered) = self.protected.iter().find(|ip| self.steers(ip.to_canonical())) {
+            return Err(PlanError::SteeredProtected(*steered));
+        }
         if let Some(resolver) = &self.resolver {
             resolver.check()?;
         }
@@ -138,6 +149,8 @@ impl Plan {
             Scope::Cgroup(_) if self.road == Road::Tun => Err(PlanError::TreeOnFloor),
             Scope::Cgroup(path)
                 if !path.is_absolute()
+                    || path.as_os_str().len() > PATH_MAX
+                    || path.as_os_str().as_encoded_bytes().contains(&0)
                     || path.components().any(|c| !matches!(c, Component::RootDir | Component::Normal(_))) =>
             {
                 Err(PlanError::Path(path.clone()))
@@ -286,6 +299,26 @@ mod tests {
     }
 
     #[test]
+    fn protected_addresses() {
+        let api: IpAddr = "10.96.0.1".parse().unwrap();
+        let mapped: IpAddr = "::ffff:10.96.0.1".parse().unwrap();
+        for ip in [api, mapped] {
+            let plan = Plan { protected: vec![ip], ..steering(&["10.96.0.0/16"]) };
+            assert_eq!(plan.check(), Err(PlanError::SteeredProtected(ip)));
+            assert_eq!(Plan { except: vec![api.into()], ..plan.clone() }.check(), Ok(()));
+            assert_eq!(Plan { except: nets(&["10.96.0.0/24"]), ..plan.clone() }.check(), Ok(()));
+            // An exception does not help where something more specific is steered.
+            let within = nets(&["10.96.0.0/16", "10.96.0.0/30"]);
+            let plan = Plan { steer: within, except: nets(&["10.96.0.0/24"]), ..plan };
+            assert_eq!(plan.check(), Err(PlanError::SteeredProtected(ip)));
+        }
+        let behind = Plan { virtual_subnets: nets(&["10.96.0.0/16"]), protected: vec![api], ..steering(&[]) };
+        assert_eq!(behind.check(), Err(PlanError::SteeredProtected(api)));
+        let outside = vec!["127.0.0.1".parse().unwrap(), "203.0.113.7".parse().unwrap(), "fd00::1".parse().unwrap()];
+        assert_eq!(Plan { protected: outside, ..steering(&["10.96.0.0/16"]) }.check(), Ok(()));
+    }
+
+    #[test]
     fn resolver_links() {
         let link = |server: &str, domain: &str| {
             let resolver = Some(ResolverLink {
@@ -316,7 +349,8 @@ mod tests {
 
     #[test]
     fn cgroup_paths() {
-        for path in ["", "relative", "/sys/fs/cgroup/../../etc"] {
+        let long = format!("/{}", "a".repeat(PATH_MAX));
+        for path in ["", "relative", "/sys/fs/cgroup/../../etc", "/a\0b", &long] {
             let plan = Plan { scope: Scope::Cgroup(path.into()), ..steering(&[]) };
             assert_eq!(plan.check(), Err(PlanError::Path(path.into())), "{path}");
         }

@@ -161,7 +161,7 @@ impl RemoteHost {
     /// [`HostError::System`] when tpx-rootd is gone or does not understand.
     pub async fn status(&mut self) -> Result<Status, HostError> {
         match self.ask(&Request::Status).await? {
-            (Reply::Status(status), _) => Ok(status),
+            (Reply::Status(status), _) => Ok(*status),
             (other, _) => Err(unexpected(other)),
         }
     }
@@ -201,6 +201,8 @@ impl Host for RemoteHost {
     type Handover = Handover;
 
     async fn apply(&mut self, plan: &Plan) -> Result<Handover, HostError> {
+        // The other end asks the same again; a plan that is too long to be read there would cost the session.
+        plan.check().map_err(|e| HostError::Refused(e.to_string()))?;
         match self.ask(&Request::Apply(Box::new(plan.clone()))).await? {
             (Reply::Applied(layout), files) => Handover::from_fds(layout, files)
                 .map_err(|e| HostError::System { what: "tpx-rootd".into(), source: io::Error::other(e) }),
@@ -238,7 +240,7 @@ pub async fn look(path: &Path) -> Result<(Welcome, Status), ConnectError> {
     let (mut sender, mut receiver, welcome) = greet(path).await?;
     sender.send(&Request::Status, &[]).await?;
     match within(REPLY, receiver.receive()).await? {
-        (Reply::Status(status), _) => Ok((welcome, status)),
+        (Reply::Status(status), _) => Ok((welcome, *status)),
         (other, _) => Err(io::Error::other(unexpected(other)).into()),
     }
 }

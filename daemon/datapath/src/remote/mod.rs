@@ -8,7 +8,7 @@ pub mod protocol;
 mod wire;
 
 pub use client::{ConnectError, RemoteHost, look};
-pub use wire::{Receiver, Sender, WireError, split};
+pub use wire::{Receiver, Sender, WireError, split, split_without_files};
 
 /// Where tpx-rootd listens unless it was told otherwise.
 pub const SOCKET: &str = "/run/tpx/rootd.sock";

@@ -11,11 +11,14 @@ use tpx_core::plan::Plan;
 use crate::{HostError, linux::Layout};
 
 /// Version of this protocol. Both ends have to speak the same one; [`Hello`] and [`Welcome`] stay readable for all.
-pub const VERSION: u32 = 3;
-/// Longest JSON of a frame, in bytes. A plan of the greatest allowed size takes about 60 KiB.
+pub const VERSION: u32 = 4;
+/// Longest JSON of a frame, in bytes. A plan of the greatest allowed size takes less than half of it.
 pub const FRAME_MAX: usize = 1 << 20;
 /// Most files with one frame. The kernel's own limit is 253.
 pub const FILES_MAX: usize = 64;
+
+/// Longest text that is quoted of what the other side sent, in characters.
+const QUOTE_MAX: usize = 300;
 
 const PREFIX: usize = 4;
 
@@ -55,7 +58,7 @@ pub enum Reply {
     /// To [`Request::Revert`].
     Reverted,
     /// To [`Request::Status`].
-    Status(Status),
+    Status(Box<Status>),
     /// The request could not be carried out.
     Failed(Failure),
 }
@@ -165,7 +168,7 @@ impl Failure {
 impl From<&HostError> for Failure {
     fn from(e: &HostError) -> Self {
         match e {
-            HostError::Refused(m) => Self { kind: FailureKind::Refused, message: m.clone(), cause: None },
+            HostError::Refused(m) => Self { kind: FailureKind::Refused, message: quotable(m), cause: None },
             HostError::Unsupported(m) => Self { kind: FailureKind::Unsupported, message: m.clone(), cause: None },
             HostError::System { what, source } => {
                 let cause = source.raw_os_error().map_or_else(|| Cause::Text(source.to_string()), Cause::Errno);
@@ -191,6 +194,25 @@ impl From<Failure> for HostError {
             }
         }
     }
+}
+
+/// A text that may repeat words of the other side, made fit for a log and an answer: of bounded length and on one line.
+#[must_use]
+pub fn quotable(text: &str) -> String {
+    let mut out = String::new();
+    for (at, c) in text.chars().enumerate() {
+        if at == QUOTE_MAX {
+            out.push('…');
+            break;
+        }
+        match c {
+            c if c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
+                out.extend(c.escape_default());
+            }
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// Bytes that are no frame.
@@ -241,7 +263,7 @@ pub fn take<T: DeserializeOwned>(bytes: &mut Vec<u8>) -> Result<Option<T>, Frame
         return Ok(None);
     };
     let length = PREFIX + json.len();
-    let message = serde_json::from_slice(json).map_err(|e| FrameError::Malformed(e.to_string()))?;
+    let message = serde_json::from_slice(json).map_err(|e| FrameError::Malformed(quotable(&e.to_string())))?;
     bytes.drain(..length);
     Ok(Some(message))
 }
@@ -271,8 +293,51 @@ mod tests {
 
     #[test]
     fn the_greatest_plan_fits() {
-        let bytes = frame(&apply(Plan::MAX_SUBNETS)).unwrap();
-        assert!(bytes.len() < FRAME_MAX / 4);
+        let nets = |first: u16| -> Vec<_> {
+            let net = |i: usize| format!("{first:x}:{i:x}:ffff:ffff:ffff:ffff:ffff:ffff/128").parse().unwrap();
+            (4096..4096 + Plan::MAX_SUBNETS).map(net).collect()
+        };
+        let label = "a".repeat(63);
+        let domains = vec![format!("{label}.{label}.{label}.{}", "a".repeat(61)); Plan::MAX_DOMAINS];
+        let plan = Plan {
+            scope: tpx_core::plan::Scope::Cgroup(format!("/{}", "c".repeat(4094)).into()),
+            steer: nets(0xfd01),
+            virtual_subnets: nets(0xfd02),
+            hidden: nets(0xfd03),
+            except: nets(0xfd04),
+            resolver: Some(tpx_core::plan::ResolverLink {
+                servers: vec![],
+                routing_domains: domains.clone(),
+                search_domains: domains,
+            }),
+            ..Plan::default()
+        };
+        plan.check().unwrap();
+        let mut bytes = frame(&Request::Apply(Box::new(plan.clone()))).unwrap();
+        assert!(bytes.len() < FRAME_MAX / 2, "{}", bytes.len());
+        assert_eq!(take::<Request>(&mut bytes).unwrap(), Some(Request::Apply(Box::new(plan))));
+    }
+
+    #[test]
+    fn lists_beyond_their_bound_are_no_message() {
+        let mut bytes = frame(&apply(Plan::MAX_SUBNETS + 10_000)).unwrap();
+        let e = take::<Request>(&mut bytes).unwrap_err().to_string();
+        assert!(e.contains("more than 1024 entries"), "{e}");
+    }
+
+    #[test]
+    fn what_is_quoted_is_short_and_on_one_line() {
+        let odd = format!(r#"{{"{}\nforged line\u001b[31m\u202e":1}}"#, "x".repeat(5000));
+        for json in [odd.clone(), odd.replace(&"x".repeat(5000), "x")] {
+            let mut bytes = (json.len() as u32).to_be_bytes().to_vec();
+            bytes.extend(json.bytes());
+            let e = take::<Request>(&mut bytes).unwrap_err().to_string();
+            assert!(e.chars().count() < QUOTE_MAX + 100, "{e}");
+            assert!(!e.contains(['\n', '\u{1b}', '\u{202e}']), "{e:?}");
+        }
+        let failure = Failure::from(&HostError::Refused("y\n".repeat(9000)));
+        assert!(failure.message.chars().count() < 3 * QUOTE_MAX && !failure.message.contains('\n'));
+        assert_eq!(quotable("é ok"), "é ok");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::{
@@ -15,7 +16,11 @@ use rustix::{
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{io::Interest, net::UnixStream};
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+    time::{Instant, timeout_at},
+};
 
 use super::protocol::{FILES_MAX, FrameError, frame, missing, take};
 
@@ -30,6 +35,9 @@ pub enum WireError {
     /// More files came than belong to a message.
     #[error("too many files in one message")]
     Files,
+    /// The other side said nothing for too long, or did not finish what it began.
+    #[error("the other side is too slow")]
+    Slow,
     /// The socket failed, or ended inside a message.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -38,8 +46,19 @@ pub enum WireError {
 /// The two directions of a connection.
 #[must_use]
 pub fn split(stream: UnixStream) -> (Sender, Receiver) {
+    halves(stream, FILES_MAX)
+}
+
+/// The two directions of a connection whose other side has no files to send: the kernel never gives this process one,
+/// and the attempt ends the conversation.
+#[must_use]
+pub fn split_without_files(stream: UnixStream) -> (Sender, Receiver) {
+    halves(stream, 0)
+}
+
+fn halves(stream: UnixStream, files_max: usize) -> (Sender, Receiver) {
     let stream = Arc::new(stream);
-    (Sender { stream: Arc::clone(&stream) }, Receiver { stream, bytes: Vec::new(), files: Vec::new() })
+    (Sender { stream: Arc::clone(&stream) }, Receiver { stream, bytes: Vec::new(), files: Vec::new(), files_max })
 }
 
 /// Sends messages.
@@ -85,6 +104,7 @@ pub struct Receiver {
     stream: Arc<UnixStream>,
     bytes: Vec<u8>,
     files: Vec<OwnedFd>,
+    files_max: usize,
 }
 
 impl Receiver {
@@ -93,11 +113,39 @@ impl Receiver {
     /// # Errors
     /// [`WireError`]; the conversation is over then.
     pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
+        self.receive_by(None, None).await
+    }
+
+    /// As [`receive`](Self::receive), from another side that has to begin within `idle` (if given) and to end within
+    /// `whole` after that.
+    ///
+    /// # Errors
+    /// [`WireError`], [`WireError::Slow`] among them; the conversation is over then.
+    pub async fn receive_within<T: DeserializeOwned>(
+        &mut self,
+        idle: Option<Duration>,
+        whole: Duration,
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
+        self.receive_by(idle.map(|idle| Instant::now() + idle), Some(whole)).await
+    }
+
+    async fn receive_by<T: DeserializeOwned>(
+        &mut self,
+        mut end: Option<Instant>,
+        mut whole: Option<Duration>,
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, WireError> {
         loop {
             if let Some(message) = take(&mut self.bytes)? {
                 return Ok(Some((message, std::mem::take(&mut self.files))));
             }
-            if self.read().await? == 0 {
+            if !self.bytes.is_empty() {
+                end = whole.take().map(|whole| Instant::now() + whole).or(end);
+            }
+            let read = match end {
+                Some(end) => timeout_at(end, self.read()).await.map_err(|_| WireError::Slow)??,
+                None => self.read().await?,
+            };
+            if read == 0 {
                 let inside = !self.bytes.is_empty();
                 return if inside { Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()) } else { Ok(None) };
             }
@@ -109,11 +157,13 @@ impl Receiver {
     async fn read(&mut self) -> Result<usize, WireError> {
         let mut chunk = [0; CHUNK];
         let wanted = missing(&self.bytes)?.min(CHUNK);
-        let (length, files) =
-            self.stream.async_io(Interest::READABLE, || receive(&self.stream, &mut chunk[..wanted])).await?;
+        let (length, files) = self
+            .stream
+            .async_io(Interest::READABLE, || receive(&self.stream, &mut chunk[..wanted], self.files_max))
+            .await?;
         self.bytes.extend_from_slice(&chunk[..length]);
         let files = files.ok_or(WireError::Files)?;
-        if self.files.len() + files.len() > FILES_MAX {
+        if self.files.len() + files.len() > self.files_max {
             return Err(WireError::Files);
         }
         self.files.extend(files);
@@ -122,9 +172,11 @@ impl Receiver {
 }
 
 /// `None` instead of the files when there were too many for the control buffer.
-fn receive(stream: &UnixStream, chunk: &mut [u8]) -> io::Result<(usize, Option<Vec<OwnedFd>>)> {
+fn receive(stream: &UnixStream, chunk: &mut [u8], max: usize) -> io::Result<(usize, Option<Vec<OwnedFd>>)> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(FILES_MAX))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
+    // Without room the kernel drops the files instead of installing them.
+    let room = if max == 0 { 0 } else { space.len() };
+    let mut control = RecvAncillaryBuffer::new(&mut space[..room]);
     let got = recvmsg(stream.as_fd(), &mut [IoSliceMut::new(chunk)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let mut files = Vec::new();
     for message in control.drain() {
@@ -209,5 +261,43 @@ mod tests {
         let bytes = frame(&"x").unwrap();
         sendmsg(a.as_fd(), &[IoSlice::new(&bytes)], &mut control, SendFlags::empty()).unwrap();
         assert!(matches!(rx.receive::<String>().await, Err(WireError::Files)));
+    }
+
+    #[tokio::test]
+    async fn files_for_who_wants_none_are_never_installed() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut tx, _a) = split(a);
+        let (_tx, mut rx) = split_without_files(b);
+        // A pipe shows that no copy of its end is left.
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        tx.send(&"plain", &[]).await.unwrap();
+        tx.send(&"x", &[writer.as_fd()]).await.unwrap();
+        drop(writer);
+        assert!(rx.receive::<String>().await.unwrap().is_some());
+        assert!(matches!(rx.receive::<String>().await, Err(WireError::Files)));
+        assert_eq!(std::io::Read::read(&mut reader, &mut [0; 1]).unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_is_silent_or_slow_is_dropped() {
+        const IDLE: Duration = Duration::from_millis(200);
+        const WHOLE: Duration = Duration::from_millis(300);
+        let (mut raw, b) = UnixStream::pair().unwrap();
+        let (_tx, mut rx) = split_without_files(b);
+        let start = Instant::now();
+        assert!(matches!(rx.receive_within::<String>(Some(IDLE), WHOLE).await, Err(WireError::Slow)));
+        assert!(start.elapsed() >= IDLE);
+        // Each byte of a message does not buy more time.
+        let drip = tokio::spawn(async move {
+            for byte in [0, 0, 1, 0].into_iter().chain([b'"'; 252]) {
+                raw.write_all(&[byte]).await?;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            io::Result::Ok(())
+        });
+        let start = Instant::now();
+        assert!(matches!(rx.receive_within::<String>(None, WHOLE).await, Err(WireError::Slow)));
+        assert!(start.elapsed() >= WHOLE && start.elapsed() < 10 * WHOLE, "{:?}", start.elapsed());
+        drip.abort();
     }
 }

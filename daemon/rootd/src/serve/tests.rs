@@ -253,6 +253,119 @@ async fn nonsense_ends_its_own_connection_only() {
     host.apply(&plan(1)).await.unwrap();
 }
 
+fn hello() -> Vec<u8> {
+    frame(&Request::Hello(Hello { version: VERSION })).unwrap()
+}
+
+/// What rootd answers to a plan, whatever the user daemon's own end thinks of it.
+async fn answer(path: &Path, plan: Plan) -> String {
+    let apply = frame(&Request::Apply(Box::new(plan))).unwrap();
+    format!("{:?}", raw(path, &[hello(), apply].concat()).await.last())
+}
+
+#[tokio::test]
+async fn plans_that_are_never_allowed_change_nothing() {
+    let rootd = Running::start(me(), false);
+    let steering = |net: &str| Plan { steer: vec![net.parse().unwrap()], ..Plan::default() };
+    let api = Plan { protected: vec!["10.96.0.1".parse().unwrap()], ..steering("10.96.0.0/16") };
+    let server = Plan { name_servers: vec!["10.96.0.10".parse().unwrap()], ..steering("10.96.0.0/16") };
+    let many = (0..Plan::MAX_SUBNETS + 10_000).map(|i| format!("fd96:{i:x}::/64").parse().unwrap()).collect();
+    let cases = [
+        (steering("0.0.0.0/0"), "too wide"),
+        (steering("128.0.0.0/1"), "too wide"),
+        (steering("::/0"), "too wide"),
+        (steering("127.0.0.0/8"), "loopback"),
+        (steering("127.0.0.53/32"), "loopback"),
+        (steering("::1/128"), "loopback"),
+        (api.clone(), "must stay outside"),
+        (server, "name server 10.96.0.10"),
+        (Plan { steer: many, ..Plan::default() }, "more than 1024 entries"),
+    ];
+    for (plan, why) in cases {
+        let said = answer(&rootd.path(), plan).await;
+        assert!(said.contains("Failed") && said.contains(why), "{why}: {said}");
+    }
+    // The user daemon's own end says the same, and a good plan passes on the same connection.
+    let mut host = connect(&rootd.path()).await;
+    let e = host.apply(&api).await.unwrap_err().to_string();
+    assert!(e.contains("must stay outside"), "{e}");
+    assert!(rootd.notes.read().is_empty());
+    assert!(host.status().await.unwrap().session.is_none());
+    host.apply(&Plan { except: vec!["10.96.0.1/32".parse().unwrap()], ..api }).await.unwrap();
+}
+
+#[tokio::test]
+async fn ten_mebibytes_are_refused_at_their_length() {
+    let rootd = Running::start(me(), false);
+    let ten = 10 << 20;
+    let mut message = u32::try_from(ten).unwrap().to_be_bytes().to_vec();
+    // Nothing but the length is there: whoever waited for more would not answer.
+    let said = format!("{:?}", raw(&rootd.path(), &message).await.last());
+    assert!(said.contains("10485760 bytes"), "{said}");
+    message.resize(4 + ten, b'[');
+    let _ = raw(&rootd.path(), &message).await;
+    connect(&rootd.path()).await.apply(&plan(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_sends_files() {
+    let rootd = Running::start(me(), false);
+    let stream = tokio::net::UnixStream::connect(rootd.path()).await.unwrap();
+    let (mut sender, mut receiver) = tpx_datapath::remote::split(stream);
+    let null = File::open("/dev/null").unwrap();
+    let hello = Request::Hello(Hello { version: VERSION });
+    sender.send(&hello, &[std::os::fd::AsFd::as_fd(&null)]).await.unwrap();
+    let (reply, _): (Reply, _) = receiver.receive().await.unwrap().unwrap();
+    assert!(format!("{reply:?}").contains("too many files"), "{reply:?}");
+    // The rest of the question was not even read.
+    assert!(!matches!(receiver.receive::<Reply>().await, Ok(Some(_))));
+}
+
+#[tokio::test]
+async fn the_silent_make_room_for_others() {
+    let rootd = Running::start(me(), false);
+    let silent: Vec<_> = (0..CONNECTIONS).map(|_| StdStream::connect(rootd.path()).unwrap()).collect();
+    sleep(Duration::from_millis(300)).await;
+    assert!(look(&rootd.path()).await.is_err(), "more than {CONNECTIONS} connections");
+    sleep(Duration::from_secs(6)).await;
+    look(&rootd.path()).await.unwrap();
+    drop(silent);
+}
+
+#[tokio::test]
+async fn who_does_not_read_is_dropped() {
+    let rootd = Running::start(me(), false);
+    let mut host = connect(&rootd.path()).await;
+    host.apply(&plan(200)).await.unwrap();
+    let path = rootd.path();
+    let flood = tokio::task::spawn_blocking(move || {
+        let mut stream = StdStream::connect(path).unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(&hello()).unwrap();
+        let ask = frame(&Request::Status).unwrap();
+        // The answers are greater than the questions: they fill the socket first.
+        (0..1_000_000).find_map(|_| stream.write_all(&ask).err()).map(|e| e.kind())
+    });
+    let end = timeout(Duration::from_secs(15), flood).await.expect("it is still served").unwrap();
+    assert!(matches!(end, Some(std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)), "{end:?}");
+    assert!(host.status().await.unwrap().session.is_some());
+}
+
+#[tokio::test]
+async fn changes_of_the_host_are_paced() {
+    let rootd = Running::start(me(), false);
+    let mut host = connect(&rootd.path()).await;
+    let start = Instant::now();
+    for _ in 0..BURST {
+        host.apply(&plan(1)).await.unwrap();
+    }
+    let burst = start.elapsed();
+    for _ in 0..4 {
+        host.apply(&plan(1)).await.unwrap();
+    }
+    assert!(start.elapsed() + burst > 3 * INTERVAL, "{burst:?}, then {:?}", start.elapsed() - burst);
+}
+
 #[tokio::test]
 async fn another_version_is_named() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,6 +1,41 @@
 //! Where the cgroup2 tree is mounted.
 
-use std::{ffi::OsString, fs, io, os::unix::ffi::OsStringExt as _, path::PathBuf};
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    os::{fd::OwnedFd, unix::ffi::OsStringExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use tpx_core::plan::Scope;
+
+use super::system;
+use crate::HostError;
+
+/// The cgroup of a scope, open, and where it is. A path that does not stay in the cgroup2 tree is not even looked at:
+/// the caller must not learn from this process which files there are, nor have it open a pipe or a device.
+pub(super) fn open(scope: &Scope) -> Result<(PathBuf, File), HostError> {
+    let root = root().map_err(|e| system("find the root of the cgroup2 tree", e))?;
+    let (path, inside) = match scope {
+        Scope::Workstation => (root.clone(), Path::new(".")),
+        Scope::Cgroup(path) => {
+            let outside = || HostError::Refused(format!("{path:?} is not in the cgroup2 tree at {}", root.display()));
+            let inside = path.strip_prefix(&root).map_err(|_| outside())?;
+            (path.clone(), if inside.as_os_str().is_empty() { Path::new(".") } else { inside })
+        }
+    };
+    let group = beneath(&root, inside).map_err(|e| system(format!("open the cgroup {path:?}"), e))?;
+    Ok((path, group.into()))
+}
+
+fn beneath(root: &Path, inside: &Path) -> io::Result<OwnedFd> {
+    let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, root, directory, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    Ok(openat2(root, inside, directory, Mode::empty(), resolve)?)
+}
 
 /// The directory of the cgroup2 tree's root, as this process sees it.
 ///
@@ -56,6 +91,20 @@ mod tests {
         assert_eq!(find(HYBRID.as_bytes()), Some("/sys/fs/cgroup/unified".into()));
         assert_eq!(find(b"25 20 0:22 / /sys rw shared:7 - sysfs sysfs rw\n"), None);
         assert_eq!(find(b""), None);
+    }
+
+    #[test]
+    fn nothing_outside_is_opened() {
+        let outside = Scope::Cgroup("/proc/1/fd/0".into());
+        assert!(matches!(open(&outside), Err(HostError::Refused(_) | HostError::System { .. })));
+        let tree = std::env::temp_dir().join(format!("tpx-cgroup-{}", std::process::id()));
+        fs::create_dir_all(tree.join("a/b")).unwrap();
+        fs::write(tree.join("file"), "").unwrap();
+        std::os::unix::fs::symlink("/", tree.join("link")).unwrap();
+        let opens = ["a", "a/b", "."].map(|inside| beneath(&tree, Path::new(inside)).is_ok());
+        let refused = ["file", "link", "link/etc", "..", "/etc", "none"].map(|i| beneath(&tree, Path::new(i)).is_err());
+        fs::remove_dir_all(&tree).unwrap();
+        assert_eq!((opens, refused), ([true; 3], [true; 6]));
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::{
     io,
     net::IpAddr,
     os::fd::{AsFd as _, AsRawFd, OwnedFd},
-    path::PathBuf,
 };
 
 use aya::{
@@ -114,8 +113,7 @@ impl Programs {
 
     /// Attaches the hooks to a scope's cgroup, then detaches them from the one before.
     pub(super) fn attach(&mut self, scope: &Scope) -> Result<(), HostError> {
-        let path = scope_path(scope)?;
-        let group = File::open(&path).map_err(|e| system(format!("open the cgroup {}", path.display()), e))?;
+        let (path, group) = cgroup::open(scope)?;
         let mut hooks = Vec::with_capacity(program::CGROUP.len());
         for name in program::CGROUP {
             let hook: &mut CgroupSockAddr = get(&mut self.bpf, name)?;
@@ -215,13 +213,6 @@ impl<K: aya::Pod> Names<K> {
     fn remove(&mut self, server: K, own: K) -> Result<(), aya::maps::MapError> {
         self.own.remove(&server)?;
         self.server.remove(&own)
-    }
-}
-
-fn scope_path(scope: &Scope) -> Result<PathBuf, HostError> {
-    match scope {
-        Scope::Workstation => cgroup::root().map_err(|e| system("find the root of the cgroup2 tree", e)),
-        Scope::Cgroup(path) => Ok(path.clone()),
     }
 }
 
