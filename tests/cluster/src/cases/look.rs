@@ -94,7 +94,7 @@ fn flows() -> Result<()> {
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null())
         .spawn()?;
-    let found = eventually(Duration::from_secs(5), || {
+    let found = eventually(Duration::from_secs(15), || {
         let dump = json("tpx maps dump flows vnat scopes")?;
         let rows = dump["flows"].as_array().cloned().unwrap_or_default();
         let row = rows.into_iter().find(|row| row["process"]["pid"] == held.id());
