@@ -107,7 +107,8 @@ fn measure(lab: &Lab, amount: &Amount, way: Way, log: &mut Log) -> Result<BTreeM
     let at = |port: u16| format!("{}:{port}", way.ip());
     let (echo, discard, chargen) = (at(7), at(9), at(19));
     let seconds = format!("--seconds={}", amount.transfer);
-    let (burst, pings) = (format!("--seconds={}", amount.burst), format!("--count={}", amount.pings));
+    // Microseconds each, and they depend on the CPUs that the two ends happen to share: many.
+    let (burst, pings) = (format!("--seconds={}", amount.burst), format!("--count={}", amount.pings * 10));
     let mut seen = BTreeMap::new();
     for (word, address, metric) in [("take", &chargen, Metric::Down), ("give", &discard, Metric::Up)] {
         let bulk =
