@@ -146,13 +146,15 @@ pub(crate) fn ratio(rows: &[Row<Way, Metric>], over: Way, under: Way, metric: Me
     ratios(&column(rows, over, metric), &column(rows, under, metric))
 }
 
-/// What the express lane adds to a round trip over loopback, as a part of what the floor adds, round by round.
+/// What the express lane adds to a round trip over loopback, as a part of what the floor adds, round by round. Rounds in
+/// which the floor was no slower than loopback say nothing.
 pub(crate) fn added(rows: &[Row<Way, Metric>]) -> Vec<f64> {
     let [loopback, express, floor] = Way::ALL.map(|way| column(rows, way, Metric::Ping));
     let over = |all: &[Option<f64>]| -> Vec<Option<f64>> {
         all.iter().zip(&loopback).map(|(all, plain)| Some((*all)? - (*plain)?)).collect()
     };
-    ratios(&over(&express), &over(&floor))
+    let by_floor: Vec<_> = over(&floor).into_iter().map(|added| added.filter(|added| *added > 0.0)).collect();
+    ratios(&over(&express), &by_floor)
 }
 
 /// The middle of a metric.
@@ -203,6 +205,15 @@ mod tests {
         let (no, yes) = (Some(false), Some(true));
         assert_eq!(met, [no, no, no, no, no, no, yes]);
         assert!(goals(&[]).iter().all(|goal| goal.met.is_none()));
-        assert_eq!(added(&[row(1.0, 1.0, 1.0)]), [0.4]);
+    }
+
+    #[test]
+    fn a_floor_that_adds_nothing_is_no_measure() {
+        let row = |loopback, express, floor| -> Row<Way, Metric> {
+            let all = [loopback, express, floor].map(|ping| BTreeMap::from([(Metric::Ping, ping)]));
+            Way::ALL.into_iter().zip(all).collect()
+        };
+        let rows = [row(10.0, 14.0, 20.0), row(40.0, 16.0, 25.0), row(10.0, 9.0, 20.0), row(10.0, 9.0, 10.0)];
+        assert_eq!(added(&rows), [0.4, -0.1]);
     }
 }
