@@ -12,9 +12,9 @@ use tpx_link::{
     lane::Lane,
 };
 
-/// An association without a datagram in either direction ends; the next datagram begins another one. The manager's
-/// own limit is the same, so that a port is not given to somebody else while an answer is on its way.
-const IDLE: Duration = Duration::from_secs(60);
+/// An association without a datagram in either direction ends; the next datagram begins another one. Two minutes are the
+/// least that RFC 4787 (REQ-5) asks for, and the limit of the manager as well.
+const IDLE: Duration = Duration::from_secs(120);
 /// A pinging program pauses a second by default; nobody waits for an answer longer than this.
 const QUIET: Duration = Duration::from_secs(20);
 
