@@ -22,7 +22,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::future::join_all;
 use ipnet::IpNet;
 use tpx_core::plan::{Plan, Road, Scope};
 use tpx_ebpf_abi::{Action, slot::Slot};
@@ -41,9 +40,6 @@ use self::{
 };
 use super::{DnsSockets, ExpressFiles, Handover};
 use crate::{Host, HostError};
-
-/// Routes that are on their way to the kernel at one time: its answers have to fit into the socket's buffer.
-const AT_ONCE: usize = 128;
 
 /// Does the privileged work in the network namespace of the calling thread. Needs CAP_NET_ADMIN, CAP_NET_RAW and a tokio
 /// runtime, CAP_BPF for the express lane, and CAP_NET_BIND_SERVICE to stand in for name servers without it.
@@ -210,17 +206,9 @@ impl Applied {
         for server in want.names.iter().filter(|server| !self.names.contains_key(server)).copied().collect::<Vec<_>>() {
             self.add_name(network, slot, server).await?;
         }
-        let missing: Vec<_> = want.routes.difference(&self.state.routes).copied().collect();
-        for routes in missing.chunks(AT_ONCE) {
-            let added = routes.iter().map(|(table, net)| network.add_route(&self.device, slot, *table, *net));
-            let mut outcome = Ok(());
-            for (route, added) in routes.iter().zip(join_all(added).await) {
-                if added.is_ok() {
-                    self.state.routes.insert(*route);
-                }
-                outcome = outcome.and(added);
-            }
-            outcome?;
+        for (table, net) in want.routes.difference(&self.state.routes.clone()) {
+            network.add_route(&self.device, slot, *table, *net).await?;
+            self.state.routes.insert((*table, *net));
         }
         if let Some(express) = &mut self.express {
             for (net, action) in &want.rules {
@@ -234,17 +222,9 @@ impl Applied {
                 self.state.rules.remove(&net);
             }
         }
-        let needless: Vec<_> = self.state.routes.difference(&want.routes).copied().collect();
-        for routes in needless.chunks(AT_ONCE) {
-            let removed = routes.iter().map(|(table, net)| network.remove_route(&self.device, slot, *table, *net));
-            let mut outcome = Ok(());
-            for (route, removed) in routes.iter().zip(join_all(removed).await) {
-                if removed.is_ok() {
-                    self.state.routes.remove(route);
-                }
-                outcome = outcome.and(removed);
-            }
-            outcome?;
+        for (table, net) in self.state.routes.clone().difference(&want.routes) {
+            network.remove_route(&self.device, slot, *table, *net).await?;
+            self.state.routes.remove(&(*table, *net));
         }
         for server in self.names.keys().filter(|server| !want.names.contains(server)).copied().collect::<Vec<_>>() {
             self.remove_name(network, slot, server).await?;
