@@ -7,7 +7,7 @@ use core::hint::black_box;
 
 use aya_ebpf::{bindings::BPF_NOEXIST, macros::socket_filter, programs::SkBuffContext};
 use tpx_ebpf_abi::{
-    Counter, Flow, Rule, SYN_BARE, SYN_MAX, SynRecord, Verdict, is_connection_request, mark, v4_in, v4_mapped,
+    Counter, Flow, IP_HEADER_MAX, Rule, SYN_BARE, SYN_MAX, SynRecord, Verdict, is_connection_request, mark, v4_in, v4_mapped,
 };
 
 use crate::{
@@ -18,6 +18,8 @@ use crate::{
 
 /// TCP header without options.
 const TCP_MIN: u32 = 20;
+/// Covers every length of an IP header, less one.
+const IP_MASK: u32 = 63;
 
 #[socket_filter]
 pub(crate) fn hold(ctx: SkBuffContext) -> i64 {
@@ -106,28 +108,36 @@ fn read(packet: &Packet<'_>, tcp: &[u8; TCP_MIN as usize]) -> Option<Syn> {
 #[inline(always)]
 fn announce(packet: &Packet<'_>, syn: &Syn) -> bool {
     let len = packet.len();
-    if len <= SYN_BARE as u32 - 60 {
+    if len <= room::<SYN_BARE>() {
         return record::<SYN_BARE>(packet, syn, len);
     }
-    if len <= SYN_MAX as u32 - 60 {
+    if len <= room::<SYN_MAX>() {
         return record::<SYN_MAX>(packet, syn, len);
     }
     count(Counter::SynsCut);
     record::<SYN_BARE>(packet, syn, syn.tcp_header)
 }
 
+/// Bytes for TCP header and payload in a record, a power of two.
+const fn room<const N: usize>() -> u32 {
+    (N - IP_HEADER_MAX) as u32
+}
+
 #[inline(always)]
 fn record<const N: usize>(packet: &Packet<'_>, syn: &Syn, len: u32) -> bool {
-    // The black boxes keep the bounds where the verifier sees them; LLVM would fold them into one subtraction.
-    let options = black_box(syn.ip_header.wrapping_sub(20));
-    let rest = black_box(len.wrapping_sub(TCP_MIN));
-    if options > 40 || rest > N as u32 - 60 - TCP_MIN {
+    const { assert!(room::<N>().is_power_of_two()) };
+    if !(20..=IP_HEADER_MAX as u32).contains(&syn.ip_header) || !(TCP_MIN..=room::<N>()).contains(&len) {
         return false;
     }
+    // The verifier wants to see the bounds again where the numbers are used: before Linux 6.8 it forgets those of a
+    // number that was put on the stack before it was compared. Zero is none of them. The black boxes keep LLVM from
+    // removing the masks.
+    let ip = (black_box(syn.ip_header - 1) & IP_MASK) + 1;
+    let tcp = (black_box(len - 1) & (room::<N>() - 1)) + 1;
     let Some(mut entry) = SYNS.reserve::<SynRecord<N>>(0) else {
         return false;
     };
-    if copied(packet, &mut entry, &syn.flow, options + 20, rest + TCP_MIN) {
+    if copied(packet, &mut entry, &syn.flow, ip, tcp) {
         entry.submit(0);
         true
     } else {

@@ -12,6 +12,7 @@ mod run;
 mod setup;
 mod sys;
 mod test;
+mod vm;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -66,6 +67,12 @@ enum Command {
     },
     /// Check that what is meant for macOS and Windows compiles
     Platforms,
+    /// Run the kernel's tests on an older kernel, in an emulated machine
+    Vm {
+        /// Arguments of the test program, as after `cargo test --`; nothing for the smoke test
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     #[command(hide = true)]
     LabInit {
         part: Part,
@@ -146,6 +153,7 @@ fn run(command: Command) -> Result<i32> {
         Command::Test { tier, lab: Name { name } } => return test::run(&Lab::new(&name)?, tier),
         Command::Bench { options, lab: Name { name } } => bench::run(&Lab::new(&name)?, &options)?,
         Command::Platforms => run::visibly(&mut platforms::check()?)?,
+        Command::Vm { arguments } => return vm::run(&setup::need_kernel()?, &arguments),
         Command::LabInit { part, lab: Name { name } } => lab::init(&Lab::new(&name)?, part)?,
     }
     Ok(0)

@@ -6,11 +6,12 @@ use crate::Flow;
 pub const IP_HEADER_MAX: usize = 60;
 /// Longest TCP header: 15 words.
 pub const TCP_HEADER_MAX: usize = 60;
-/// Room in a record for a SYN without payload, which is nearly every SYN.
-pub const SYN_BARE: usize = IP_HEADER_MAX + TCP_HEADER_MAX;
+/// Room in a record for a SYN without payload, which is nearly every SYN. What follows the IP header has a power of two,
+/// as in [`SYN_MAX`]: the verifiers of all kernels understand a bound that is a mask.
+pub const SYN_BARE: usize = IP_HEADER_MAX + TCP_HEADER_MAX.next_power_of_two();
 /// Room for a SYN with payload (TCP Fast Open). Of a longer one only the headers are carried: the client sends the
 /// payload again (RFC 7413, 4.2).
-pub const SYN_MAX: usize = 1536;
+pub const SYN_MAX: usize = IP_HEADER_MAX + 2048;
 
 /// A ring buffer record as the kernel writes it; `N` is [`SYN_BARE`] or [`SYN_MAX`]. Read it with [`HeldSyn::parse`].
 #[repr(C)]

@@ -105,40 +105,10 @@ fn unpack(packages: &Path, root: &Path) -> Result<()> {
 /// Downloads packages (`name` or `name=version`) of another suite of Debian, without a change to what apt on this machine uses, and
 /// unpacks them into `root`. Checks the first one against `sha256` where that is given.
 pub(crate) fn from_suite(suite: &str, packages: &[&str], root: &Path, sha256: Option<&str>) -> Result<()> {
-    let dir = root.with_extension("apt");
-    for part in ["lists/partial", "cache/archives/partial", "packages"] {
-        fs::create_dir_all(dir.join(part))?;
-    }
-    let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    ensure!(Path::new(keys).exists(), "{keys} is missing: install debian-archive-keyring");
-    fs::write(dir.join("sources.list"), format!("deb [signed-by={keys}] {} {suite} main\n", mirror()?))?;
-    let at = dir.display();
-    fs::write(
-        dir.join("apt.conf"),
-        format!(
-            r#"Dir::Etc::sourcelist "{at}/sources.list";
-Dir::Etc::sourceparts "-";
-Dir::State::lists "{at}/lists";
-Dir::Cache "{at}/cache";
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-"#
-        ),
-    )?;
-    let apt = |arguments: &[&str]| {
-        output(
-            Command::new("apt-get")
-                .arg("-qq")
-                .args(arguments)
-                .env("APT_CONFIG", dir.join("apt.conf"))
-                .current_dir(dir.join("packages")),
-        )
-    };
-    apt(&["update"])?;
-    apt(&[&["download"], packages].concat())
-        .with_context(|| format!("{suite} does not have {}", packages.join(", ")))?;
+    let suite = Suite::update(suite, root)?;
+    suite.download(packages)?;
     if let Some(sha256) = sha256 {
-        let file = first_package(&dir.join("packages"))?;
+        let file = first_package(&suite.packages())?;
         let sum = output(Command::new("sha256sum").arg(&file))?;
         ensure!(
             sum.starts_with(sha256),
@@ -146,8 +116,73 @@ Acquire::Languages "none";
             file.display()
         );
     }
-    unpack(&dir.join("packages"), root)?;
-    Ok(fs::remove_dir_all(&dir)?)
+    suite.unpack(root)
+}
+
+/// The same for what a package without content stands for: its dependency whose name begins with `prefix`.
+pub(crate) fn meant_by(suite: &str, package: &str, prefix: &str, root: &Path) -> Result<()> {
+    let suite = Suite::update(suite, root)?;
+    let about = output(suite.apt("apt-cache").args(["depends", "--important", package]))?;
+    let meant = about.lines().find_map(|line| line.trim().strip_prefix("Depends: ").filter(|p| p.starts_with(prefix)));
+    suite.download(&[meant.with_context(|| format!("{} has no {package}", suite.name))?])?;
+    suite.unpack(root)
+}
+
+/// A suite that apt on this machine does not use, with a configuration of its own.
+struct Suite {
+    name: String,
+    dir: PathBuf,
+}
+
+impl Suite {
+    /// Reads what the suite has; works in a folder beside `root`.
+    fn update(suite: &str, root: &Path) -> Result<Suite> {
+        let dir = root.with_extension("apt");
+        for part in ["lists/partial", "cache/archives/partial", "packages"] {
+            fs::create_dir_all(dir.join(part))?;
+        }
+        let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
+        ensure!(Path::new(keys).exists(), "{keys} is missing: install debian-archive-keyring");
+        fs::write(dir.join("sources.list"), format!("deb [signed-by={keys}] {} {suite} main\n", mirror()?))?;
+        let at = dir.display();
+        fs::write(
+            dir.join("apt.conf"),
+            format!(
+                r#"Dir::Etc::sourcelist "{at}/sources.list";
+Dir::Etc::sourceparts "-";
+Dir::State::lists "{at}/lists";
+Dir::Cache "{at}/cache";
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+"#
+            ),
+        )?;
+        let suite = Suite { name: suite.to_owned(), dir };
+        output(suite.apt("apt-get").args(["-qq", "update"]))?;
+        Ok(suite)
+    }
+
+    fn download(&self, packages: &[&str]) -> Result<()> {
+        output(self.apt("apt-get").args(["-qq", "download"]).args(packages))
+            .with_context(|| format!("{} does not have {}", self.name, packages.join(", ")))
+            .map(drop)
+    }
+
+    /// Unpacks what was downloaded, and forgets the suite.
+    fn unpack(self, root: &Path) -> Result<()> {
+        unpack(&self.packages(), root)?;
+        Ok(fs::remove_dir_all(&self.dir)?)
+    }
+
+    fn packages(&self) -> PathBuf {
+        self.dir.join("packages")
+    }
+
+    fn apt(&self, program: &str) -> Command {
+        let mut apt = Command::new(program);
+        apt.env("APT_CONFIG", self.dir.join("apt.conf")).current_dir(self.packages());
+        apt
+    }
 }
 
 fn first_package(dir: &Path) -> Result<PathBuf> {

@@ -3,6 +3,7 @@
 mod cluster;
 mod debian;
 mod ebpf;
+mod kernel;
 mod versions;
 
 use std::fs::{self, File};
@@ -14,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::paths;
 use crate::run::step;
+pub(crate) use kernel::Kernel;
 
 /// All of it.
 pub(crate) fn all() -> Result<()> {
@@ -21,6 +23,7 @@ pub(crate) fn all() -> Result<()> {
     debian::installed()?;
     ebpf::toolchain()?;
     debian::unpacked()?;
+    kernel::kernel()?;
     cluster::programs()
 }
 
@@ -37,6 +40,13 @@ pub(crate) fn need_lab() -> Result<()> {
     debian::installed()?;
     debian::unpacked()?;
     cluster::programs()
+}
+
+/// The kernel of the emulated machine, and what emulates it.
+pub(crate) fn need_kernel() -> Result<Kernel> {
+    let _lock = lock()?;
+    debian::installed()?;
+    kernel::kernel()
 }
 
 /// One setup at a time; held until dropped.
