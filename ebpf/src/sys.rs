@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, Kind, SynRecord, Target, Verdict, mark, slot::Slot, v4_mapped};
 
-use crate::maps::{BYPASS, NETNS_COOKIE, count, own_slot, reinject_mark};
+use crate::maps::{BYPASS, NETNS_COOKIE, count, member_mark, own_slot, reinject_mark};
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
@@ -167,7 +167,12 @@ impl Call<'_> {
         // SAFETY: as above.
         let cookie = unsafe { bpf_get_socket_cookie(self.0.as_ptr()) };
         let others = self.socket().is_some_and(|s| mark::is_others(s.mark, own_slot()));
-        if others || self.has_mark(reinject_mark()) || BYPASS.get_ptr(cookie).is_some() {
+        let exempt = BYPASS.get_ptr(cookie).is_some();
+        if exempt && self.has_mark(member_mark()) {
+            // Its daemon belongs to the process tree that it serves: not even the floor is for this one.
+            self.set_mark(0);
+        }
+        if others || exempt || self.has_mark(reinject_mark()) {
             count(Counter::Bypassed);
             return false;
         }
@@ -196,7 +201,7 @@ impl Call<'_> {
         }
         // SAFETY: the field has four words.
         let ip = unsafe { words(&raw const socket.src_ip6) };
-        if ip == [0; 16] { None } else { Some(Target::v6(ip, port)) }
+        if u128::from_ne_bytes(ip) == 0 { None } else { Some(Target::v6(ip, port)) }
     }
 
     /// Replaces our bits of the socket's mark.

@@ -85,7 +85,7 @@ pub struct Plan {
     /// [`Plan::MAX_PROTECTED`].
     #[serde(default, deserialize_with = "bounded::list::<_, _, { Plan::MAX_PROTECTED }>")]
     pub protected: Vec<IpAddr>,
-    /// What systemd-resolved is told, where it runs.
+    /// What systemd-resolved is told, where it runs. It answers every process: for a process tree it is told nothing.
     #[serde(default)]
     pub resolver: Option<ResolverLink>,
 }

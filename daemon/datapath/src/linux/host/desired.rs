@@ -78,9 +78,10 @@ impl Desired {
             // Packets without its mark come this way as well: those that ask, with the addresses of an answer exchanged,
             // whether it may come from the device (rp_filter).
             desired.routes.extend(floor.into_iter().map(|net| (Table::Lingering, net)));
+        } else {
+            let resolvers = plan.resolver.iter().flat_map(|link| &link.servers).filter(|ip| possible(**ip));
+            desired.routes.extend(resolvers.map(|ip| (Table::Floor, IpNet::from(*ip))));
         }
-        let resolvers = plan.resolver.iter().flat_map(|link| &link.servers).filter(|ip| possible(**ip));
-        desired.routes.extend(resolvers.map(|ip| (Table::Floor, IpNet::from(*ip))));
         debug_assert!(desired.routes.iter().all(|(table, _)| Slot::owns_table(table.id(slot))));
         desired
     }

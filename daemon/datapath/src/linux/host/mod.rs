@@ -31,6 +31,7 @@ use tpx_ebpf_abi::{Action, slot::Slot};
 
 pub use probe::{Features, probe};
 pub use process::Process;
+pub use programs::Ahead;
 pub use tree::{enter, sweep};
 
 use self::{
@@ -38,7 +39,7 @@ use self::{
     device::Device,
     names::Name,
     network::{Footprint, Network},
-    programs::{Ahead, Circumstances, Programs},
+    programs::{Circumstances, Programs},
     resolved::Resolved,
     rules::Rule,
     sockets::Datagrams,
@@ -121,9 +122,10 @@ impl LinuxHost {
         Self { bus: Some(address.into()), ..self }
     }
 
-    /// Says that a first plan will come soon: what can be read ahead is read while the caller goes on.
-    pub fn prepare(&mut self) {
-        self.ahead = Some(Ahead::start());
+    /// Has been prepared for.
+    #[must_use]
+    pub fn with_ahead(self, ahead: Ahead) -> Self {
+        Self { ahead: Some(ahead), ..self }
     }
 
     async fn install(&mut self, plan: &Plan) -> Result<Applied, HostError> {
@@ -261,7 +263,9 @@ impl Applied {
         for server in self.names.keys().filter(|server| !want.names.contains(server)).copied().collect::<Vec<_>>() {
             self.remove_name(network, slot, server).await?;
         }
-        self.resolved.tell(&self.device, plan.resolver.as_ref(), self.ipv6).await;
+        // It answers every process: a process tree asks its own name servers, which the programs exchange.
+        let resolver = plan.resolver.as_ref().filter(|_| !plan.scope.is_tree());
+        self.resolved.tell(&self.device, resolver, self.ipv6).await;
         Ok(())
     }
 

@@ -97,13 +97,14 @@ impl Drop for Log {
     }
 }
 
-/// A loader that is made ahead by a thread of its own: it reads the kernel's type information, 5 MB.
+/// What can be done before a host's first plan comes, by a thread of its own: reading the kernel's type information, 5 MB.
 #[derive(Debug)]
-pub(super) struct Ahead(std::thread::JoinHandle<EbpfLoader<'static>>);
+pub struct Ahead(std::thread::JoinHandle<EbpfLoader<'static>>);
 
 impl Ahead {
     /// Begins.
-    pub(super) fn start() -> Self {
+    #[must_use]
+    pub fn start() -> Self {
         Self(std::thread::spawn(EbpfLoader::new))
     }
 
