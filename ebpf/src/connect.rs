@@ -6,7 +6,7 @@ use tpx_ebpf_abi::{Counter, Road, Rule, decide, slot, v4_in};
 
 use crate::{
     datagrams,
-    maps::{DATAGRAM_PORT, RULES4, RULES6, VIRTUAL4, VIRTUAL6, count, steer_mark},
+    maps::{BOUND, DATAGRAM_PORT, RULES4, RULES6, VIRTUAL4, VIRTUAL6, count, is_tree, member_mark, steer_mark},
     names,
     sys::{Call, found, mapped},
 };
@@ -57,7 +57,7 @@ fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
         Road::Encode => Some((datagrams::encode4(call, ip)?, DATAGRAM_PORT.load())),
         road => {
             let exchange = road == Road::Name && names::may_exchange(call);
-            unmark(call);
+            leave(call);
             if exchange { Some((own?, slot::DNS_PORT)) } else { None }
         }
     }
@@ -77,7 +77,7 @@ fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
         Road::Encode => Some((datagrams::encode6(call, ip)?, DATAGRAM_PORT.load())),
         road => {
             let exchange = road == Road::Name && names::may_exchange(call);
-            unmark(call);
+            leave(call);
             if exchange { Some((own?, slot::DNS_PORT)) } else { None }
         }
     }
@@ -90,17 +90,42 @@ fn steer(call: &Call<'_>) -> bool {
         return false;
     }
     let done = call.set_mark(steer_mark()) && call.unbind_device();
+    if is_tree() {
+        note_source(call);
+    }
     count(if done { Counter::Steered } else { Counter::SteerFailed });
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(call.0, "steered to port {}", call.port());
     done
 }
 
+/// Remembers a source that the application has chosen: all others are the slot's own address, by which [`lookup`] knows
+/// whose a packet is.
+///
+/// [`lookup`]: crate::lookup
+#[inline(always)]
+fn note_source(call: &Call<'_>) {
+    if let Some(source) = call.source() {
+        let _ = BOUND.insert(source, 1, 0);
+    }
+}
+
 /// For a socket that was steered once and now connects elsewhere.
 #[inline(always)]
-fn unmark(call: &Call<'_>) {
+fn leave(call: &Call<'_>) {
     if call.has_mark(steer_mark()) {
-        call.set_mark(0);
+        call.set_mark(if is_tree() { member_mark() } else { 0 });
         count(Counter::Unmarked);
+    } else {
+        join(call);
+    }
+}
+
+/// For a socket of a process tree that is older than the scope: from here on it is as one that was made inside. The
+/// programs of the scopes around, which run after this one, leave it alone.
+#[inline(always)]
+pub(crate) fn join(call: &Call<'_>) {
+    if is_tree() && call.is_unclaimed() && call.is_ours() {
+        call.set_mark(member_mark());
     }
 }

@@ -11,6 +11,7 @@
 #![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "the programs exist in the kernel only"))]
 
 mod connect;
+mod create;
 mod datagrams;
 mod hold;
 mod lookup;

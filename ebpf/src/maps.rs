@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use tpx_ebpf_abi::{
     Counter, Flow, Rule, Target, Verdict,
-    maps::{BYPASS_MAX, HELD_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
+    maps::{BOUND_MAX, BYPASS_MAX, HELD_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
     mark,
     slot::{NAMES, Slot},
 };
@@ -23,6 +23,9 @@ pub(crate) static DEVICE: Global<u32> = Global::new(0);
 /// Number of the datapath's slot.
 #[unsafe(no_mangle)]
 static SLOT: Global<u32> = Global::new(0);
+/// Whether the scope is a process tree: 1 or 0.
+#[unsafe(no_mangle)]
+static TREE: Global<u8> = Global::new(0);
 /// Port of the daemon's sockets that datagrams arrive at.
 #[unsafe(no_mangle)]
 pub(crate) static DATAGRAM_PORT: Global<u16> = Global::new(0);
@@ -53,6 +56,8 @@ pub(crate) static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(TARG
 pub(crate) static INDICES: HashMap<Target, u32> = HashMap::with_max_entries(TARGETS_MAX, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static BYPASS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(BYPASS_MAX, 0);
+#[map]
+pub(crate) static BOUND: LruHashMap<Target, u8> = LruHashMap::with_max_entries(BOUND_MAX, 0);
 #[map]
 pub(crate) static SOCKETS: SockMap = SockMap::with_max_entries(4, 0);
 #[map]
@@ -95,6 +100,18 @@ pub(crate) fn take_look_up(ports: [u8; 4]) -> bool {
 #[inline(always)]
 pub(crate) fn own_slot() -> Slot {
     Slot::masked(SLOT.load())
+}
+
+/// Whether the scope is a process tree.
+#[inline(always)]
+pub(crate) fn is_tree() -> bool {
+    TREE.load() != 0
+}
+
+/// The mark of a process tree's sockets that are not steered.
+#[inline(always)]
+pub(crate) fn member_mark() -> u32 {
+    mark::member(own_slot())
 }
 
 /// The mark of steered sockets.

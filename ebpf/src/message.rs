@@ -4,7 +4,7 @@ use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use tpx_ebpf_abi::{Counter, Road, decide, slot, v4_in};
 
 use crate::{
-    connect::{rule4, rule6},
+    connect::{join, rule4, rule6},
     datagrams,
     maps::{DATAGRAM_PORT, REAL4, REAL6, count, steer_mark},
     names,
@@ -71,7 +71,10 @@ fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
     match decide(call.kind(), call.port(), own.is_some(), rule4(ip)) {
         Road::Name if names::may_exchange(call) => Some((own?, slot::DNS_PORT)),
         Road::Encode => Some((datagrams::encode4(call, ip)?, DATAGRAM_PORT.load())),
-        _ => None,
+        _ => {
+            join(call);
+            None
+        }
     }
 }
 
@@ -82,7 +85,10 @@ fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
     match decide(call.kind(), call.port(), own.is_some(), rule6(ip)) {
         Road::Name if names::may_exchange(call) => Some((own?, slot::DNS_PORT)),
         Road::Encode => Some((datagrams::encode6(call, ip)?, DATAGRAM_PORT.load())),
-        _ => None,
+        _ => {
+            join(call);
+            None
+        }
     }
 }
 

@@ -10,11 +10,11 @@ use aya_ebpf::{
         bpf_skb_load_bytes_relative,
     },
     maps::{HashMap, ring_buf::RingBufEntry},
-    programs::{SkBuffContext, SkLookupContext, SockAddrContext},
+    programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockContext},
 };
-use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, Kind, SynRecord, Verdict, mark, v4_mapped};
+use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, Kind, SynRecord, Target, Verdict, mark, slot::Slot, v4_mapped};
 
-use crate::maps::{BYPASS, NETNS_COOKIE, count, reinject_mark};
+use crate::maps::{BYPASS, NETNS_COOKIE, count, member_mark, own_slot, reinject_mark};
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
@@ -155,7 +155,7 @@ impl Call<'_> {
         unsafe { (*self.0.sock_addr).__bindgen_anon_1.sk.as_ref() }
     }
 
-    /// A socket of our network namespace that is not the daemon's own. The kernel runs the hooks of a cgroup for all
+    /// A socket of our network namespace that is neither the daemon's own nor another slot's. The kernel runs the hooks of a cgroup for all
     /// network namespaces, in which our addresses mean nothing.
     #[inline(always)]
     pub(crate) fn is_ours(&self) -> bool {
@@ -166,7 +166,13 @@ impl Call<'_> {
         }
         // SAFETY: as above.
         let cookie = unsafe { bpf_get_socket_cookie(self.0.as_ptr()) };
-        if self.has_mark(reinject_mark()) || BYPASS.get_ptr(cookie).is_some() {
+        let others = self.socket().is_some_and(|s| mark::is_others(s.mark, own_slot()));
+        let exempt = BYPASS.get_ptr(cookie).is_some();
+        if exempt && self.has_mark(member_mark()) {
+            // Its daemon belongs to the process tree that it serves: not even the floor is for this one.
+            self.set_mark(0);
+        }
+        if others || exempt || self.has_mark(reinject_mark()) {
             count(Counter::Bypassed);
             return false;
         }
@@ -177,6 +183,25 @@ impl Call<'_> {
     #[inline(always)]
     pub(crate) fn has_mark(&self, ours: u32) -> bool {
         self.socket().is_some_and(|s| mark::is(s.mark, ours))
+    }
+
+    /// Whether nobody but the workstation's programs has put anything into our bits of the socket's mark.
+    #[inline(always)]
+    pub(crate) fn is_unclaimed(&self) -> bool {
+        self.has_mark(0) || self.has_mark(mark::steer(Slot::FIRST))
+    }
+
+    /// The source that the socket is bound to, if it has chosen an address; the port may be 0.
+    #[inline(always)]
+    pub(crate) fn source(&self) -> Option<Target> {
+        let socket = self.socket()?;
+        let port = socket.src_port as u16;
+        if socket.src_ip4 != 0 {
+            return Some(Target::v4(socket.src_ip4.to_ne_bytes(), port));
+        }
+        // SAFETY: the field has four words.
+        let ip = unsafe { words(&raw const socket.src_ip6) };
+        if u128::from_ne_bytes(ip) == 0 { None } else { Some(Target::v6(ip, port)) }
     }
 
     /// Replaces our bits of the socket's mark.
@@ -207,6 +232,25 @@ impl Call<'_> {
         let len = size_of::<T>() as i32;
         // SAFETY: the value is on our stack and `len` bytes long.
         unsafe { bpf_setsockopt(self.0.as_ptr(), SOL_SOCKET, option, (&raw mut *value).cast(), len) == 0 }
+    }
+}
+
+/// A socket that is being made.
+pub(crate) struct NewSocket<'a>(pub(crate) &'a SockContext);
+
+impl NewSocket<'_> {
+    /// Whether it is of our network namespace, and no inner scope has marked it.
+    #[inline(always)]
+    pub(crate) fn is_ours(&self) -> bool {
+        // SAFETY: the helper takes the context as it came.
+        unsafe { bpf_get_netns_cookie(self.0.as_ptr()) == NETNS_COOKIE.load() && mark::is_free((*self.0.sock).mark) }
+    }
+
+    /// Replaces our bits of its mark.
+    #[inline(always)]
+    pub(crate) fn set_mark(&self, ours: u32) {
+        // SAFETY: the kernel's context lives as long as the program runs; this field may be written.
+        unsafe { (*self.0.sock).mark = mark::with((*self.0.sock).mark, ours) }
     }
 }
 
@@ -247,6 +291,28 @@ impl Lookup<'_> {
     pub(crate) fn ip6(&self) -> [u8; 16] {
         // SAFETY: as above.
         unsafe { words(&raw const (*self.0.lookup).local_ip6) }
+    }
+
+    /// Its source address and the slot that it is the own address of, with port.
+    #[inline(always)]
+    pub(crate) fn source(&self) -> (Target, Option<Slot>) {
+        let [low, high, ..] = self.ports();
+        let port = u16::from_be_bytes([low, high]);
+        if self.is_v4() {
+            // SAFETY: as above.
+            let ip = unsafe { (*self.0.lookup).remote_ip4 }.to_ne_bytes();
+            return (Target::v4(ip, port), Slot::of4(ip));
+        }
+        // SAFETY: as above.
+        let ip = unsafe { words(&raw const (*self.0.lookup).remote_ip6) };
+        (Target::v6(ip, port), Slot::of6(ip))
+    }
+
+    /// Whether another program has found it a socket already.
+    #[inline(always)]
+    pub(crate) fn is_assigned(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { !(*self.0.lookup).__bindgen_anon_1.__bindgen_anon_1.sk.is_null() }
     }
 
     /// Source and destination port, in network order, as the TCP header begins.

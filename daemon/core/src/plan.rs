@@ -3,7 +3,7 @@
 //! The user daemon makes it, the privileged daemon checks it again and carries it out. Applying the same plan twice
 //! changes nothing.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{fmt, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ pub enum Scope {
     Workstation,
     /// One process tree: a cgroup2 directory.
     Cgroup(PathBuf),
+    /// A new process tree: tpx-rootd makes a cgroup for it as a child of the calling process's own cgroup, and removes
+    /// it when the session ends.
+    Tree,
 }
 
 /// How connections enter the tunnel.
@@ -83,9 +86,27 @@ pub struct Plan {
     /// [`Plan::MAX_PROTECTED`].
     #[serde(default, deserialize_with = "bounded::list::<_, _, { Plan::MAX_PROTECTED }>")]
     pub protected: Vec<IpAddr>,
-    /// What systemd-resolved is told, where it runs.
+    /// What systemd-resolved is told, where it runs. It answers every process: for a process tree it is told nothing.
     #[serde(default)]
     pub resolver: Option<ResolverLink>,
+}
+
+impl Scope {
+    /// Whether it is that of some processes only.
+    #[must_use]
+    pub fn is_tree(&self) -> bool {
+        !matches!(self, Self::Workstation)
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workstation => f.write_str("the workstation"),
+            Self::Cgroup(path) => write!(f, "{}", path.display()),
+            Self::Tree => f.write_str("a new process tree"),
+        }
+    }
 }
 
 impl Plan {

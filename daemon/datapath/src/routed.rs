@@ -44,7 +44,7 @@ impl Routed {
     pub fn of(plan: &Plan, platform: &str) -> Result<Self, HostError> {
         let unsupported = |why: &str| Err(HostError::Unsupported(format!("{why} on {platform}")));
         match (&plan.scope, plan.road) {
-            (Scope::Cgroup(_), _) => {
+            (Scope::Cgroup(_) | Scope::Tree, _) => {
                 return unsupported("`tpx run` needs Linux: routes serve the whole workstation, not one process tree,");
             }
             (Scope::Workstation, Road::Express) => {
@@ -148,6 +148,7 @@ pub(crate) mod tests {
     fn what_routes_cannot_express_is_said_in_one_line() {
         let cases = [
             (Plan { scope: Scope::Cgroup("/sys/fs/cgroup/x".into()), ..plan() }, "`tpx run` needs Linux"),
+            (Plan { scope: Scope::Tree, ..plan() }, "`tpx run` needs Linux"),
             (Plan { road: Road::Express, ..plan() }, "no express lane; use --datapath auto or tun on Windows"),
             (
                 Plan { resolver: None, name_servers: vec!["192.0.2.53".parse().unwrap()], ..plan() },

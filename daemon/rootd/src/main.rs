@@ -2,20 +2,22 @@
 //!
 //! Verbs only: it knows plans and files. Bytes of applications, names, certificates and Kubernetes stay with the user.
 
+mod conversation;
+mod hosts;
 mod owner;
 mod pace;
 mod privilege;
 mod seccomp;
 mod serve;
 mod service;
-mod session;
+mod sessions;
 mod socket;
 
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use tpx_datapath::linux::{LinuxHost, Slot, probe};
+use tpx_datapath::linux::{Ahead, probe, sweep};
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// The privileged half of tpx.
@@ -99,12 +101,12 @@ fn run(arguments: &Serve) -> anyhow::Result<()> {
         if !arguments.no_seccomp {
             seccomp::install()?;
         }
-        let mut host = LinuxHost::new(Slot::FIRST);
-        if arguments.exit_when_idle {
-            // Started for a connection that is being made.
-            host.prepare();
+        if let Err(e) = sweep() {
+            tracing::warn!("cannot look for process trees of killed sessions: {e}");
         }
-        let service = serve::Service::new(host, owner, unavailable);
-        serve::serve(socket, service, arguments.exit_when_idle).await
+        // Started for a connection that is being made.
+        let hosts = hosts::LinuxHosts::new(arguments.exit_when_idle.then(Ahead::start));
+        let sessions = sessions::Sessions::new(hosts, owner, unavailable);
+        serve::serve(socket, sessions, arguments.exit_when_idle).await
     })
 }

@@ -1,5 +1,5 @@
-//! What this process keeps of root's power: BPF programs, network configuration, raw sockets, and port 53 of foreign
-//! addresses.
+//! What this process keeps of root's power: BPF programs, network configuration, raw sockets, port 53 of foreign
+//! addresses, and cgroups of users.
 
 use anyhow::{Context as _, ensure};
 use rustix::{
@@ -12,10 +12,13 @@ use rustix::{
 };
 
 const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW);
-/// Kept where they are there: the express lane needs the first, the floor alone the second, to stand in for name servers.
-const USEFUL: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::NET_BIND_SERVICE);
+/// Kept where they are there: the express lane needs the first, the floor alone the second, to stand in for name servers,
+/// and process trees the third: the cgroups of a desktop's programs belong to its user (`user@UID.service` is delegated),
+/// and without it even root makes none in there and moves nothing.
+const USEFUL: CapabilitySet =
+    CapabilitySet::BPF.union(CapabilitySet::NET_BIND_SERVICE).union(CapabilitySet::DAC_OVERRIDE);
 
-/// Gives up every capability but four (capabilities(7)), for this process and what it might start, for good. The
+/// Gives up every capability but five (capabilities(7)), for this process and what it might start, for good. The
 /// process must have one thread.
 ///
 /// # Errors

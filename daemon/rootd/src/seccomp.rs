@@ -118,6 +118,10 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getdents64,
     libc::SYS_getcwd,
     libc::SYS_unlinkat,
+    // Cgroups of process trees, and who is in them.
+    libc::SYS_mkdirat,
+    libc::SYS_flock,
+    libc::SYS_pidfd_open,
     libc::SYS_fcntl,
     libc::SYS_dup,
     libc::SYS_dup3,

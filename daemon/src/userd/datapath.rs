@@ -37,7 +37,7 @@ impl Datapath {
     /// # Errors
     /// When a file is not what it should be.
     pub(crate) fn open(handover: Handover) -> io::Result<Self> {
-        let Handover { device, vnet_hdr, mtu, express, dns, unsteered_name_servers, resolved } = handover;
+        let Handover { device, vnet_hdr, mtu, express, dns, unsteered_name_servers, resolved, .. } = handover;
         let mut sources: Vec<(Way, Box<dyn FlowSource>)> = Vec::new();
         let (mut maps, mut translations, mut bypass) = (None, None, Bypass::by_device());
         if let Some(files) = express {

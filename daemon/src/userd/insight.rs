@@ -197,6 +197,7 @@ impl Insight {
         let scope = match &self.plan.scope {
             Scope::Workstation => "workstation".to_owned(),
             Scope::Cgroup(path) => path.display().to_string(),
+            Scope::Tree => "tree".to_owned(),
         };
         MapsView { maps, vnat, flows, scopes: vec![ScopeRow { scope, road: road.into() }], names }
     }

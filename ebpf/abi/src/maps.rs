@@ -26,6 +26,9 @@ pub const TARGETS: &str = "TARGETS";
 pub const INDICES: &str = "INDICES";
 /// LRU hash: socket cookie (`u64`) to `u8`; sockets in it are never touched.
 pub const BYPASS: &str = "BYPASS";
+/// LRU hash: [`Target`](crate::Target), the address and port (0: not chosen yet) that a steered socket of a process tree
+/// was bound to, to `u8`.
+pub const BOUND: &str = "BOUND";
 /// Socket map: the daemon's sockets, at [`LISTENER4`], [`LISTENER6`], [`DATAGRAMS4`] and [`DATAGRAMS6`].
 pub const SOCKETS: &str = "SOCKETS";
 /// Hash: [`Flow`](crate::Flow) to [`Verdict`](crate::Verdict).
@@ -57,6 +60,8 @@ pub const TARGETS_MAX: u32 = 65536;
 pub const HELD_MAX: u32 = 65536;
 /// Bound on the daemon's own sockets that are remembered; the oldest go first.
 pub const BYPASS_MAX: u32 = 65536;
+/// Bound on the sources of steered sockets that are remembered; the oldest go first.
+pub const BOUND_MAX: u32 = 4096;
 /// Size of the ring buffer in bytes: 6,000 SYNs without payload.
 pub const SYNS_BYTES: u32 = 1 << 20;
 
@@ -68,6 +73,8 @@ pub mod global {
     pub const DEVICE: &str = "DEVICE";
     /// `u32`: the datapath's [`Slot`](crate::slot::Slot).
     pub const SLOT: &str = "SLOT";
+    /// `u8`: 1 when the scope is a process tree, 0 when it is the whole workstation.
+    pub const TREE: &str = "TREE";
     /// `u16`: the port of the sockets that datagrams arrive at.
     pub const DATAGRAM_PORT: &str = "DATAGRAM_PORT";
 }
@@ -77,6 +84,8 @@ pub mod program {
     /// The hooks on the scope's cgroup.
     pub const CGROUP: [&str; 8] =
         ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+    /// The hook on a process tree's cgroup that marks new sockets.
+    pub const SOCK_CREATE: &str = "sock_create";
     /// The sk_lookup program.
     pub const LOOKUP: &str = "lookup";
     /// The socket filter on the listeners.

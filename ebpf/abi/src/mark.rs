@@ -10,7 +10,10 @@ pub const MASK: u32 = 0xff00_0000;
 /// The bits that the policy rule compares: both marks of a slot look alike under it.
 pub const RULE_MASK: u32 = 0xfe00_0000;
 
+/// What tells steered sockets from members and from marks of others.
+const FAMILY: u32 = 0xf000_0000;
 const BASE: u32 = 0x7000_0000;
+const MEMBER: u32 = 0x5000_0000;
 const AGAIN: u32 = 0x0100_0000;
 
 /// A steered socket: "route me through the datapath's table".
@@ -25,6 +28,29 @@ pub const fn steer(slot: Slot) -> u32 {
 #[must_use]
 pub const fn reinject(slot: Slot) -> u32 {
     steer(slot) | AGAIN
+}
+
+/// A socket of a process tree: what is not steered is the floor's, and that of no other slot.
+#[inline(always)]
+#[must_use]
+pub const fn member(slot: Slot) -> u32 {
+    MEMBER | (slot.index() << 25)
+}
+
+/// Whether no slot has marked it.
+#[inline(always)]
+#[must_use]
+pub const fn is_free(mark: u32) -> bool {
+    mark & FAMILY != BASE && mark & FAMILY != MEMBER
+}
+
+/// Whether the programs of `slot` leave a socket with this mark alone, because another slot's have marked it: programs
+/// of an inner scope run before those of the scopes around it. All scopes are inside the workstation's, so what that has
+/// marked is another slot's to mark anew; what a daemon has marked to send from is nobody's.
+#[inline(always)]
+#[must_use]
+pub const fn is_others(mark: u32, slot: Slot) -> bool {
+    !is_free(mark) && mark & RULE_MASK & !FAMILY != slot.index() << 25 && !is(mark, steer(Slot::FIRST))
 }
 
 /// `mark` with tpx's bits replaced by `ours` (0 removes them).
@@ -55,6 +81,35 @@ mod tests {
         // Mullvad's "mole", compared as a whole: it must not look like one of ours.
         for slot in Slot::all() {
             assert_ne!(0x6d6f_6c65 & RULE_MASK, steer(slot));
+            assert_ne!(0x6d6f_6c65 & RULE_MASK, member(slot));
+        }
+        assert!([0, 0xca6c, 0x00ff_0000, 0x4000, 0x8000, 0x0f00, 0x6d6f_6c65].into_iter().all(is_free));
+    }
+
+    #[test]
+    fn members_are_told_from_everything_else() {
+        for a in Slot::all() {
+            assert_eq!(member(a) & RULE_MASK, member(a));
+            assert!(!is_free(member(a)) && !is_free(steer(a)) && !is_free(reinject(a)));
+            for b in Slot::all() {
+                assert_ne!(member(a) & RULE_MASK, steer(b));
+                assert_ne!(member(a) & RULE_MASK, reinject(b) & RULE_MASK);
+                assert_eq!(member(a) == member(b), a == b);
+            }
+        }
+    }
+
+    #[test]
+    fn who_leaves_what_alone() {
+        let [first, tree, other] = [Slot::FIRST, Slot::masked(1), Slot::masked(2)];
+        for ours in [0, 0xca6c, 0x6d6f_6c65, member(tree), steer(tree), reinject(tree), steer(first)] {
+            assert!(!is_others(ours, tree), "{ours:#x}");
+        }
+        for others in [member(other), steer(other), reinject(other), reinject(first), member(other) | 0xca6c] {
+            assert!(is_others(others, tree), "{others:#x}");
+        }
+        for inner in [member(tree), steer(tree), reinject(tree)] {
+            assert!(is_others(inner, first), "{inner:#x}");
         }
     }
 
@@ -73,10 +128,12 @@ mod tests {
     proptest! {
         #[test]
         fn foreign_bits_survive(mark: u32, i in 0..Slot::COUNT) {
-            let ours = steer(Slot::new(i).unwrap());
-            prop_assert_eq!(with(mark, ours) & !MASK, mark & !MASK);
-            prop_assert!(is(with(mark, ours), ours));
-            prop_assert_eq!(with(with(mark, ours), 0), mark & !MASK);
+            let slot = Slot::new(i).unwrap();
+            for ours in [steer(slot), member(slot)] {
+                prop_assert_eq!(with(mark, ours) & !MASK, mark & !MASK);
+                prop_assert!(is(with(mark, ours), ours));
+                prop_assert_eq!(with(with(mark, ours), 0), mark & !MASK);
+            }
         }
     }
 }

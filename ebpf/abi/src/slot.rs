@@ -11,7 +11,7 @@ pub struct Slot(u32);
 impl Slot {
     /// How many can exist.
     pub const COUNT: u32 = 8;
-    /// The first datapath; the only one so far.
+    /// The datapath of the whole workstation; process trees have the others.
     pub const FIRST: Self = Self(0);
 
     /// `None` from [`Slot::COUNT`] on.
@@ -83,16 +83,22 @@ impl Slot {
         90 + Self::COUNT + self.0
     }
 
-    /// Preference of the rules that lead questions to name servers (protocol, address and port) to their table.
+    /// Preference of the rule that leads packets of a process tree to the floor's table.
     #[must_use]
-    pub const fn names_preference(self) -> u32 {
+    pub const fn member_preference(self) -> u32 {
         90 + 2 * Self::COUNT + self.0
     }
 
-    /// Preference of the floor's rule, which matches everything.
+    /// Preference of the rules that lead questions to name servers (protocol, address and port) to their table.
+    #[must_use]
+    pub const fn names_preference(self) -> u32 {
+        90 + 3 * Self::COUNT + self.0
+    }
+
+    /// Preference of the floor's rule for the whole workstation, which matches all that no slot has marked.
     #[must_use]
     pub const fn floor_preference(self) -> u32 {
-        90 + 3 * Self::COUNT + self.0
+        90 + 4 * Self::COUNT + self.0
     }
 
     /// Whether a routing table is some slot's.
@@ -118,6 +124,22 @@ impl Slot {
     #[must_use]
     pub const fn ipv6(self) -> Ipv6Addr {
         own6(1 + self.0 as u16)
+    }
+
+    /// The slot whose device has this IPv4 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of4(ip: [u8; 4]) -> Option<Self> {
+        let [246, 246, 255, last] = ip else { return None };
+        Self::new((last as u32).wrapping_sub(1))
+    }
+
+    /// The slot whose device has this IPv6 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of6(ip: [u8; 16]) -> Option<Self> {
+        let [0xfd, 0x74, 0x70, 0x78, 0x6e, 0x65, 0x74, 0, 0, 0, 0, 0, 0, 0, 0, last] = ip else { return None };
+        Self::new((last as u32).wrapping_sub(1))
     }
 
     /// The IPv4 address that stands for the `nth` name server (from 0). `None` past [`NAMES`].
@@ -175,14 +197,17 @@ mod tests {
             Slot::all().flat_map(|s| [s.table(), s.floor_table(), s.lingering_table(), s.names_table()]).collect();
         let rules: BTreeSet<_> = Slot::all()
             .flat_map(|s| [s.preference(), s.lingering_preference(), s.names_preference(), s.floor_preference()])
+            .chain(Slot::all().map(Slot::member_preference))
             .collect();
-        assert_eq!([tables.len(), rules.len()], [4 * Slot::COUNT as usize; 2]);
+        assert_eq!([tables.len(), rules.len()], [4, 5].map(|kinds| kinds * Slot::COUNT as usize));
         assert!(tables.iter().all(|t| Slot::owns_table(*t)));
         assert!([0, 252, 253, 254, 255, 7070, 7079, 7379, 51820].iter().all(|t| !Slot::owns_table(*t)));
         // Before the first rule of a VPN, and the specific ones before the floor's.
         assert!(rules.iter().all(|r| (90..5210).contains(r)));
         assert!(Slot::all().all(|s| s.preference() < s.lingering_preference()));
         assert!(Slot::all().all(|s| Slot::all().all(|t| s.names_preference() < t.floor_preference())));
+        // What a process tree sends is led away before what is meant for everybody.
+        assert!(Slot::all().all(|s| Slot::all().all(|t| s.member_preference() < t.names_preference())));
         assert!(Slot::all().all(|s| Slot::all().all(|t| s.lingering_preference() < t.floor_preference())));
     }
 
@@ -198,6 +223,12 @@ mod tests {
         assert!(v6.iter().all(|a| a.octets()[..8] == OWN6.0.octets()[..8]));
         assert_eq!(v4.iter().collect::<BTreeSet<_>>().len(), v4.len());
         assert_eq!(v6.iter().collect::<BTreeSet<_>>().len(), v6.len());
+        for slot in Slot::all() {
+            assert_eq!((Slot::of4(slot.ipv4().octets()), Slot::of6(slot.ipv6().octets())), (Some(slot), Some(slot)));
+        }
+        assert_eq!(v4.iter().filter(|a| Slot::of4(a.octets()).is_some()).count(), Slot::COUNT as usize);
+        assert_eq!(v6.iter().filter(|a| Slot::of6(a.octets()).is_some()).count(), Slot::COUNT as usize);
+        assert_eq!([Slot::of4([246, 246, 255, 0]), Slot::of4([10, 0, 0, 1]), Slot::of6([0; 16])], [None; 3]);
         assert_eq!(Slot::FIRST.dns4(NAMES), None);
         assert_eq!(Slot::FIRST.dns6(NAMES), None);
     }

@@ -4,7 +4,7 @@ use tpx_core::{
     dns::{Header, Question},
     plan::{Plan, ResolverLink, Road, Scope},
 };
-use tpx_datapath::remote::protocol::{FRAME_MAX, Hello, Request, VERSION, frame, missing, parse_frame, quotable, take};
+use tpx_datapath::remote::protocol::{Enter, FRAME_MAX, Hello, Request, VERSION, frame, missing, parse_frame, quotable, take};
 use tpx_link::capsule::{Capsule, Decoder, datagram};
 
 /// A parser.
@@ -43,7 +43,16 @@ fn requests() -> Vec<Vec<u8>> {
     };
     let floor = Plan { road: Road::Tun, scope: Scope::Workstation, resolver: None, ..plan.clone() };
     let apply = |plan| Request::Apply(Box::new(plan));
-    let all = [Request::Hello(Hello { version: VERSION }), apply(plan), apply(floor), Request::Revert, Request::Status];
+    let tree = Plan { scope: Scope::Tree, ..plan.clone() };
+    let all = [
+        Request::Hello(Hello { version: VERSION }),
+        apply(plan),
+        apply(floor),
+        apply(tree),
+        Request::Revert,
+        Request::Status,
+        Request::Enter(Enter { cgroup: "/sys/fs/cgroup/user.slice/tpx-tree-1-77-0".into() }),
+    ];
     all.iter().filter_map(|request| frame(request).ok()).collect()
 }
 

@@ -1,6 +1,10 @@
 //! What a test may leave behind, and must not.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
@@ -21,12 +25,14 @@ pub struct Residue {
     pub programs: BTreeSet<u32>,
     /// What the open files of this process are.
     pub files: Vec<String>,
+    /// Cgroups.
+    pub cgroups: BTreeSet<PathBuf>,
     /// Processes that this one started.
     pub children: usize,
 }
 
 impl Residue {
-    pub(crate) async fn now(maps: &BTreeSet<u32>) -> Result<Self> {
+    pub(crate) async fn now(maps: &BTreeSet<u32>, tree: &Path) -> Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         let connection = tokio::spawn(connection);
         let (mut rules, mut routes) = (Vec::new(), Vec::new());
@@ -43,7 +49,15 @@ impl Residue {
         drop(handle);
         connection.abort();
         let _ = connection.await;
-        Ok(Self { links: links()?, rules, routes, programs: programs(maps), files: files()?, children: children()? })
+        Ok(Self {
+            links: links()?,
+            rules,
+            routes,
+            programs: programs(maps),
+            files: files()?,
+            cgroups: cgroups(tree)?,
+            children: children()?,
+        })
     }
 }
 
@@ -58,6 +72,21 @@ fn files() -> Result<Vec<String>> {
     }
     files.sort();
     Ok(files)
+}
+
+fn cgroups(tree: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::from([tree.to_owned()]);
+    let mut next = vec![tree.to_owned()];
+    while let Some(group) = next.pop() {
+        for entry in fs::read_dir(&group)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                found.insert(entry.path());
+                next.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn links() -> Result<BTreeSet<String>> {

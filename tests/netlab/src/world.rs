@@ -120,7 +120,7 @@ impl World {
     /// When the kernel does not say.
     pub fn residue(&self) -> Result<Residue> {
         let maps = self.maps.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        self.block_on(Residue::now(&maps))
+        self.block_on(Residue::now(&maps, &self.tree))
     }
 
     fn move_to(&self, group: &str) -> Result<()> {

@@ -144,7 +144,7 @@ impl Plan {
             resolver.check()?;
         }
         match &self.scope {
-            Scope::Cgroup(_) if self.road == Road::Tun => Err(PlanError::TreeOnFloor),
+            Scope::Cgroup(_) | Scope::Tree if self.road == Road::Tun => Err(PlanError::TreeOnFloor),
             Scope::Cgroup(path)
                 if !path.is_absolute()
                     || path.as_os_str().len() > PATH_MAX
@@ -153,7 +153,7 @@ impl Plan {
             {
                 Err(PlanError::Path(path.clone()))
             }
-            Scope::Cgroup(_) | Scope::Workstation => Ok(()),
+            Scope::Cgroup(_) | Scope::Tree | Scope::Workstation => Ok(()),
         }
     }
 }
@@ -350,8 +350,10 @@ mod tests {
     fn the_floor_alone_serves_the_workstation_only() {
         let plan = Plan { road: Road::Tun, ..steering(&["10.96.0.0/16"]) };
         assert_eq!(plan.check(), Ok(()));
-        let tree = Scope::Cgroup("/sys/fs/cgroup/x".into());
-        assert_eq!(Plan { scope: tree, ..plan }.check(), Err(PlanError::TreeOnFloor));
+        for tree in [Scope::Cgroup("/sys/fs/cgroup/x".into()), Scope::Tree] {
+            assert_eq!(Plan { scope: tree.clone(), ..plan.clone() }.check(), Err(PlanError::TreeOnFloor));
+            assert_eq!(Plan { scope: tree, road: Road::Express, ..plan.clone() }.check(), Ok(()));
+        }
     }
 
     #[test]

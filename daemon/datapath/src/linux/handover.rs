@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
+    path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,10 @@ use serde::{Deserialize, Serialize};
 /// The open files of an applied plan. All are close-on-exec; sockets are non-blocking.
 #[derive(Debug)]
 pub struct Handover {
+    /// Number of the datapath's slot.
+    pub slot: u32,
+    /// The cgroup directory whose processes see the cluster; `None` when all do.
+    pub scope: Option<PathBuf>,
     /// The TUN device. Device, addresses and routes last as long as any copy of this file.
     pub device: OwnedFd,
     /// Whether each packet on the device begins with a `virtio_net_hdr` (10 bytes, IFF_VNET_HDR of
@@ -86,6 +91,10 @@ pub struct DnsSockets {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
+    /// [`Handover::slot`].
+    pub slot: u32,
+    /// [`Handover::scope`].
+    pub scope: Option<PathBuf>,
     /// [`Handover::vnet_hdr`].
     pub vnet_hdr: bool,
     /// [`Handover::mtu`].
@@ -177,6 +186,8 @@ impl Handover {
     #[must_use]
     pub fn into_fds(self) -> (Layout, Vec<OwnedFd>) {
         let mut layout = Layout {
+            slot: self.slot,
+            scope: self.scope,
             vnet_hdr: self.vnet_hdr,
             mtu: self.mtu,
             express: self.express.is_some(),
@@ -205,6 +216,8 @@ impl Handover {
         let mut fds = fds.into_iter();
         let mut next = || fds.next().ok_or(wrong);
         Ok(Self {
+            slot: layout.slot,
+            scope: layout.scope,
             device: next()?,
             vnet_hdr: layout.vnet_hdr,
             mtu: layout.mtu,
@@ -228,6 +241,8 @@ mod tests {
 
     fn layout(express: bool) -> Layout {
         Layout {
+            slot: 3,
+            scope: Some("/sys/fs/cgroup/x".into()),
             vnet_hdr: true,
             mtu: 1500,
             express,

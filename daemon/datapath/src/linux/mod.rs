@@ -15,7 +15,7 @@ mod tun;
 pub use bypass::Bypass;
 pub use handover::{DnsSockets, ExpressFiles, Handover, Layout, WrongCount};
 #[cfg(feature = "privileged")]
-pub use host::{Features, LinuxHost, probe};
+pub use host::{Ahead, Features, LinuxHost, Process, enter, probe, sweep};
 pub use inspect::Maps;
 pub use sys::return_large_blocks;
 pub use tpx_ebpf_abi::slot::Slot;

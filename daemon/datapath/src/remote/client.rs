@@ -18,7 +18,7 @@ use tokio::{
 use tpx_core::plan::Plan;
 
 use super::{
-    protocol::{FailureKind, Hello, Reply, Request, Session, Status, VERSION, Welcome},
+    protocol::{Enter, FailureKind, Hello, Reply, Request, Session, Status, VERSION, Welcome},
     wire::{Receiver, Sender, WireError, split},
 };
 use crate::{Host, HostError, linux::Handover};
@@ -44,8 +44,8 @@ pub enum ConnectError {
         /// Whom, when it said so.
         owner: Option<u32>,
     },
-    /// It serves another connection.
-    #[error("tpx-rootd is busy with process {} of user {}", session.pid, session.uid)]
+    /// Another session serves the whole workstation.
+    #[error("the workstation is in a cluster already, by process {} of user {}", session.pid, session.uid)]
     Busy {
         /// Which one.
         session: Session,
@@ -72,7 +72,7 @@ impl ConnectError {
         match self {
             Self::NotRunning { .. } => "start it with `sudo tpx-rootd serve --owner $(id -u)`",
             Self::Denied { .. } => "ask that user to `tpx quit`, or have an administrator change its --owner",
-            Self::Busy { .. } => "end that session with `tpx quit` first",
+            Self::Busy { .. } => "end that session with `tpx quit`, or use a process tree (`tpx run`) beside it",
             Self::VersionMismatch { .. } => "install both from the same release and restart tpx-rootd",
             Self::Broken(_) => "see its log (`journalctl -u tpx-rootd`)",
         }
@@ -112,9 +112,6 @@ impl RemoteHost {
     /// [`ConnectError`].
     pub async fn connect(path: &Path) -> Result<Self, ConnectError> {
         let (sender, receiver, welcome) = greet(path).await?;
-        if let Some(session) = welcome.session {
-            return Err(ConnectError::Busy { session });
-        }
         Ok(Self::new(sender, receiver, welcome))
     }
 
@@ -242,6 +239,22 @@ pub async fn look(path: &Path) -> Result<(Welcome, Status), ConnectError> {
     match within(REPLY, receiver.receive()).await? {
         (Reply::Status(status), _) => Ok((welcome, *status)),
         (other, _) => Err(io::Error::other(unexpected(other)).into()),
+    }
+}
+
+/// Moves the calling process into a process tree that another process has a session for: `cgroup` is what its
+/// [`Handover::scope`] says. What the process starts from then on belongs to the tree as well.
+///
+/// # Errors
+/// [`HostError::Refused`] when there is no such tree or it is another user's; [`HostError::System`] otherwise.
+pub async fn enter(socket: &Path, cgroup: &Path) -> Result<(), HostError> {
+    let lost = |e: ConnectError| HostError::System { what: "enter the process tree".into(), source: io::Error::other(e) };
+    let (mut sender, mut receiver, _) = greet(socket).await.map_err(lost)?;
+    let request = Request::Enter(Enter { cgroup: cgroup.into() });
+    sender.send(&request, &[]).await.map_err(|e| lost(e.into()))?;
+    match within(REPLY, receiver.receive()).await.map_err(lost)? {
+        (Reply::Entered, _) => Ok(()),
+        (other, _) => Err(unexpected(other)),
     }
 }
 

@@ -7,7 +7,7 @@ mod client;
 pub mod protocol;
 mod wire;
 
-pub use client::{ConnectError, RemoteHost, look};
+pub use client::{ConnectError, RemoteHost, enter, look};
 pub use wire::{Receiver, Sender, WireError, split, split_without_files};
 
 /// Where tpx-rootd listens unless it was told otherwise.

@@ -3,7 +3,7 @@
 //! A frame is a length (32 bits, big-endian) and so many bytes of JSON. Each request has one reply, in order. Files
 //! travel with the first byte of the frame they belong to (SCM_RIGHTS, unix(7)); only [`Reply::Applied`] has some.
 
-use std::io;
+use std::{io, path::PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tpx_core::plan::Plan;
@@ -11,7 +11,7 @@ use tpx_core::plan::Plan;
 use crate::{HostError, linux::Layout};
 
 /// Version of this protocol. Both ends have to speak the same one; [`Hello`] and [`Welcome`] stay readable for all.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Longest JSON of a frame, in bytes. A plan of the greatest allowed size takes less than two thirds of it.
 pub const FRAME_MAX: usize = 2 << 20;
 /// Most files with one frame. The kernel's own limit is 253.
@@ -34,6 +34,17 @@ pub enum Request {
     Revert,
     /// Say what is going on.
     Status,
+    /// Move the calling process into a session's process tree.
+    Enter(Enter),
+}
+
+/// Into which process tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enter {
+    /// The cgroup of a session with `Scope::Tree`, as its [`Layout::scope`] says it. The caller is the session's user,
+    /// or root.
+    pub cgroup: PathBuf,
 }
 
 /// The user daemon's first words.
@@ -53,8 +64,10 @@ pub enum Reply {
     Denied(Denied),
     /// To [`Request::Apply`]: done, and the files follow this layout.
     Applied(Layout),
-    /// To [`Request::Apply`]: another connection has the session.
+    /// To [`Request::Apply`]: another session serves the whole workstation.
     Busy(Session),
+    /// To [`Request::Enter`]: the process is inside.
+    Entered,
     /// To [`Request::Revert`].
     Reverted,
     /// To [`Request::Status`].
@@ -77,9 +90,9 @@ pub struct Welcome {
     /// Why the express lane is not available, as one line. The floor alone is; plan for `Road::Tun` then.
     #[serde(default)]
     pub unavailable: Option<String>,
-    /// Who has the session.
+    /// Who has sessions, by slot.
     #[serde(default)]
-    pub session: Option<Session>,
+    pub sessions: Vec<Session>,
 }
 
 impl Welcome {
@@ -98,13 +111,17 @@ pub struct Denied {
     pub owner: u32,
 }
 
-/// The connection that has a plan applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A connection that has a plan applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
     /// Its user.
     pub uid: u32,
     /// Its process.
     pub pid: u32,
+    /// Number of its slot.
+    pub slot: u32,
+    /// Whose cluster it is, for people.
+    pub scope: String,
 }
 
 /// What is going on.
@@ -114,9 +131,9 @@ pub struct Status {
     pub pid: u32,
     /// The user it serves.
     pub owner: u32,
-    /// Who has the session.
-    pub session: Option<Session>,
-    /// The plan in force.
+    /// Who has sessions, by slot.
+    pub sessions: Vec<Session>,
+    /// The plan of the session that asks; without one, that of the first session.
     pub plan: Option<Plan>,
     /// Why the express lane is not available, as one line.
     pub unavailable: Option<String>,

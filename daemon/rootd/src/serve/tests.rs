@@ -6,26 +6,35 @@ use std::{
     os::fd::OwnedFd,
     os::unix::net::UnixStream as StdStream,
     path::{Path, PathBuf},
+    sync::Mutex,
 };
 
 use async_trait::async_trait;
-use tokio::{net::UnixListener, task::JoinHandle};
+use tokio::{net::UnixListener, task::JoinHandle, time::timeout};
+use tpx_core::plan::{Plan, Scope};
 use tpx_datapath::{
-    HostError,
-    linux::Layout,
+    Host, HostError,
+    linux::{Handover, Layout, Process, Slot},
     remote::{
-        ConnectError, RemoteHost, look,
+        ConnectError, RemoteHost, enter, look,
         protocol::{FRAME_MAX, Hello, Reply, Request, VERSION, Welcome, frame, take},
     },
 };
 
 use super::*;
-use crate::socket;
+use crate::{
+    sessions::{BURST, INTERVAL},
+    socket,
+};
 
 #[derive(Debug, Clone, PartialEq)]
 enum Note {
     Applied(usize),
     Reverted,
+    /// By a process tree, with its slot.
+    TreeApplied(u32),
+    TreeReverted(u32),
+    Entered(PathBuf, u32),
 }
 
 #[derive(Clone, Default)]
@@ -51,8 +60,31 @@ impl Notebook {
     }
 }
 
-/// Refuses an empty plan, cannot do two subnets, and applies all others.
-struct NotingHost(Notebook);
+/// Refuses an empty plan, cannot do two subnets, and applies all others; four keep this thread for a while.
+struct NotingHost(Notebook, Slot);
+
+/// How long an apply of four subnets takes.
+const SLOW: Duration = Duration::from_millis(1500);
+
+struct NotingHosts(Notebook);
+
+impl Hosts for NotingHosts {
+    type Host = NotingHost;
+
+    fn make(&self, slot: Slot, caller: u32) -> NotingHost {
+        assert_eq!(caller, std::process::id());
+        NotingHost(self.0.clone(), slot)
+    }
+
+    fn enter(&self, cgroup: &Path, process: &Process) -> Result<(), HostError> {
+        self.0.add(Note::Entered(cgroup.into(), process.id()));
+        Ok(())
+    }
+}
+
+fn tree_at(slot: u32) -> PathBuf {
+    format!("/sys/fs/cgroup/tpx-tree-{slot}-0").into()
+}
 
 #[async_trait]
 impl Host for NotingHost {
@@ -62,9 +94,19 @@ impl Host for NotingHost {
         match plan.steer.len() {
             0 => return Err(HostError::Refused("nothing to steer".into())),
             2 => return Err(HostError::Unsupported("this kernel has no BPF".into())),
-            n => self.0.add(Note::Applied(n)),
+            4 => std::thread::sleep(SLOW),
+            _ => {}
         }
+        let slot = self.1.index();
+        let tree = plan.scope.is_tree();
+        self.0.add(if tree { Note::TreeApplied(slot) } else { Note::Applied(plan.steer.len()) });
         let layout = Layout {
+            slot,
+            scope: match &plan.scope {
+                Scope::Workstation => None,
+                Scope::Cgroup(path) => Some(path.clone()),
+                Scope::Tree => Some(tree_at(slot)),
+            },
             vnet_hdr: true,
             mtu: 1500,
             express: true,
@@ -77,7 +119,8 @@ impl Host for NotingHost {
     }
 
     async fn revert(&mut self) -> Result<(), HostError> {
-        self.0.add(Note::Reverted);
+        let slot = self.1;
+        self.0.add(if slot == Slot::FIRST { Note::Reverted } else { Note::TreeReverted(slot.index()) });
         Ok(())
     }
 }
@@ -93,7 +136,7 @@ impl Running {
         let directory = tempfile::tempdir().unwrap();
         let notes = Notebook::default();
         let socket = socket::bind(&directory.path().join("s"), rustix::process::getuid().as_raw()).unwrap();
-        let service = Service::new(NotingHost(notes.clone()), owner, None);
+        let service = Sessions::new(NotingHosts(notes.clone()), owner, None);
         let task = tokio::spawn(serve(socket, service, when_idle));
         Self { directory, notes, task }
     }
@@ -125,37 +168,143 @@ async fn applies_for_one_session_and_reverts_when_it_ends() {
     assert_eq!(handover.dns[0].name_server, "10.9.8.7".parse::<std::net::IpAddr>().unwrap());
     host.apply(&plan(3)).await.unwrap();
     let status = host.status().await.unwrap();
-    assert_eq!((status.session.unwrap().pid, status.plan), (std::process::id(), Some(plan(3))));
+    assert_eq!((status.sessions[0].pid, status.plan), (std::process::id(), Some(plan(3))));
     assert_eq!(rootd.notes.read(), [Note::Applied(1), Note::Applied(3)]);
     drop(host);
     rootd.notes.wait_for(&[Note::Applied(1), Note::Applied(3), Note::Reverted]).await;
     let (_, status) = look(&rootd.path()).await.unwrap();
-    assert_eq!((status.session, status.plan), (None, None));
+    assert_eq!((status.sessions, status.plan), (vec![], None));
 }
 
 #[tokio::test]
-async fn a_second_connection_may_look_but_not_apply() {
+async fn the_workstation_is_in_one_cluster_at_a_time() {
     let rootd = Running::start(me(), false);
-    // Both come before there is a session.
     let (mut first, mut second) = (connect(&rootd.path()).await, connect(&rootd.path()).await);
     first.apply(&plan(1)).await.unwrap();
     let e = second.apply(&plan(1)).await.unwrap_err().to_string();
-    assert!(e.contains("busy with process"), "{e}");
-    assert!(second.status().await.unwrap().session.is_some());
-    let e = RemoteHost::connect(&rootd.path()).await.unwrap_err();
-    assert!(matches!(&e, ConnectError::Busy { session } if session.uid == me()), "{e}");
+    assert!(e.contains("in a cluster already, by process"), "{e}");
+    // It may look and end, which changes nothing.
+    assert_eq!(second.status().await.unwrap().sessions.len(), 1);
     second.revert().await.unwrap();
-    drop(second);
-    assert!(look(&rootd.path()).await.unwrap().1.session.is_some());
+    assert_eq!(connect(&rootd.path()).await.welcome().sessions[0].uid, me());
     assert_eq!(rootd.notes.read(), [Note::Applied(1)]);
     // A session that ends at this moment is waited for.
-    let next = tokio::spawn({
-        let path = rootd.path();
-        async move { RemoteHost::connect(&path).await.map(|_| ()) }
-    });
+    let next = tokio::spawn(async move { second.apply(&plan(3)).await.map(|_| second) });
     sleep(Duration::from_millis(100)).await;
     drop(first);
-    next.await.unwrap().unwrap();
+    drop(next.await.unwrap().unwrap());
+    rootd.notes.wait_for(&[Note::Applied(1), Note::Reverted, Note::Applied(3), Note::Reverted]).await;
+}
+
+fn tree(subnets: u8) -> Plan {
+    Plan { scope: Scope::Tree, ..plan(subnets) }
+}
+
+#[tokio::test]
+async fn process_trees_stand_beside_each_other_and_the_workstation() {
+    let rootd = Running::start(me(), false);
+    let (mut workstation, mut one, mut two) =
+        (connect(&rootd.path()).await, connect(&rootd.path()).await, connect(&rootd.path()).await);
+    workstation.apply(&plan(1)).await.unwrap();
+    let handovers = [one.apply(&tree(1)).await.unwrap(), two.apply(&tree(3)).await.unwrap()];
+    assert_eq!(handovers.map(|h| (h.slot, h.scope)), [(1, Some(tree_at(1))), (2, Some(tree_at(2)))]);
+    let status = two.status().await.unwrap();
+    let seen: Vec<_> = status.sessions.iter().map(|s| (s.slot, s.scope.as_str())).collect();
+    assert_eq!(
+        seen,
+        [(0, "the workstation"), (1, "/sys/fs/cgroup/tpx-tree-1-0"), (2, "/sys/fs/cgroup/tpx-tree-2-0")]
+    );
+    // Each is shown its own plan, and who has none the first.
+    assert_eq!(status.plan, Some(tree(3)));
+    assert_eq!(look(&rootd.path()).await.unwrap().1.plan, Some(plan(1)));
+    // The kind of a session does not change.
+    let e = one.apply(&plan(1)).await.unwrap_err().to_string();
+    assert!(e.contains("revert first"), "{e}");
+    drop(one);
+    let mut notes = vec![Note::Applied(1), Note::TreeApplied(1), Note::TreeApplied(2), Note::TreeReverted(1)];
+    rootd.notes.wait_for(&notes).await;
+    drop(workstation);
+    notes.push(Note::Reverted);
+    rootd.notes.wait_for(&notes).await;
+    assert_eq!(two.status().await.unwrap().sessions.len(), 1);
+}
+
+#[tokio::test]
+async fn slots_are_used_in_turn_until_none_is_left() {
+    let rootd = Running::start(me(), false);
+    let mut slots = Vec::new();
+    for _ in 0..10 {
+        let mut host = connect(&rootd.path()).await;
+        slots.push(host.apply(&tree(1)).await.unwrap().slot);
+        host.revert().await.unwrap();
+    }
+    assert_eq!(slots, [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]);
+    let mut all = Vec::new();
+    for _ in 1..Slot::COUNT {
+        let mut host = connect(&rootd.path()).await;
+        host.apply(&tree(1)).await.unwrap();
+        all.push(host);
+    }
+    let mut late = connect(&rootd.path()).await;
+    let e = late.apply(&tree(1)).await.unwrap_err().to_string();
+    assert_eq!(
+        e,
+        "the plan was refused: 7 process trees are in clusters already, and there is no room for more; end one of them \
+         first"
+    );
+    // One that ends at this moment is waited for.
+    let late = tokio::spawn(async move { late.apply(&tree(1)).await.map(|h| (h.slot, late)) });
+    sleep(Duration::from_millis(100)).await;
+    drop(all.swap_remove(4));
+    late.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn trees_are_entered_by_their_owner_and_by_path() {
+    let rootd = Running::start(me(), false);
+    let (mut one, mut other) = (connect(&rootd.path()).await, connect(&rootd.path()).await);
+    let scope = one.apply(&tree(1)).await.unwrap().scope.unwrap();
+    // A cgroup that somebody else has made is not rootd's to fill.
+    other.apply(&Plan { scope: Scope::Cgroup("/sys/fs/cgroup/mine".into()), ..plan(1) }).await.unwrap();
+    enter(&rootd.path(), &scope).await.unwrap();
+    let entered = Note::Entered(scope.clone(), std::process::id());
+    rootd.notes.wait_for(&[Note::TreeApplied(1), Note::TreeApplied(2), entered]).await;
+    for path in ["/sys/fs/cgroup/mine", "/sys/fs/cgroup", "/", "", "/sys/fs/cgroup/tpx-tree-1-0/x", "/etc/passwd"] {
+        let e = enter(&rootd.path(), Path::new(path)).await.unwrap_err();
+        assert!(matches!(&e, HostError::Refused(why) if why.contains("no session of yours")), "{path}: {e}");
+    }
+    one.revert().await.unwrap();
+    assert!(enter(&rootd.path(), &scope).await.is_err());
+}
+
+#[test]
+fn trees_are_entered_by_no_other_user() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let sessions = Sessions::new(NotingHosts(Notebook::default()), 0, None);
+    let process = Process::open(std::process::id()).unwrap();
+    runtime.block_on(async {
+        sessions.claim(1, (1000, std::process::id()), &Scope::Tree).await.unwrap();
+        sessions.set_plan(1, tree(1), Some(&tree_at(1)));
+    });
+    for (uid, may) in [(1000, true), (0, true), (1001, false)] {
+        assert_eq!(sessions.enter(uid, &tree_at(1), &process).is_ok(), may, "{uid}");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_session_does_not_keep_the_others_waiting() {
+    let rootd = Running::start(me(), false);
+    let (mut slow, mut quick) = (connect(&rootd.path()).await, connect(&rootd.path()).await);
+    let work = tokio::spawn(async move {
+        slow.apply(&tree(4)).await.unwrap();
+        slow
+    });
+    sleep(Duration::from_millis(100)).await;
+    quick.apply(&plan(1)).await.unwrap();
+    quick.status().await.unwrap();
+    assert_eq!(rootd.notes.read(), [Note::Applied(1)], "the slow one was waited for");
+    drop(work.await.unwrap());
+    rootd.notes.wait_for(&[Note::Applied(1), Note::TreeApplied(1), Note::TreeReverted(1)]).await;
 }
 
 #[tokio::test]
@@ -173,7 +322,7 @@ async fn failures_arrive_and_leave_no_session() {
     later.apply(&plan(1)).await.unwrap();
     // A failure does not end a session that exists.
     later.apply(&plan(0)).await.unwrap_err();
-    assert!(later.status().await.unwrap().session.is_some());
+    assert!(later.status().await.unwrap().sessions.len() == 1);
 }
 
 #[tokio::test]
@@ -290,7 +439,7 @@ async fn plans_that_are_never_allowed_change_nothing() {
     let e = host.apply(&api).await.unwrap_err().to_string();
     assert!(e.contains("must stay outside"), "{e}");
     assert!(rootd.notes.read().is_empty());
-    assert!(host.status().await.unwrap().session.is_none());
+    assert!(host.status().await.unwrap().sessions.is_empty());
     host.apply(&Plan { except: vec!["10.96.0.1/32".parse().unwrap()], ..api }).await.unwrap();
 }
 
@@ -348,7 +497,7 @@ async fn who_does_not_read_is_dropped() {
     });
     let end = timeout(Duration::from_secs(15), flood).await.expect("it is still served").unwrap();
     assert!(matches!(end, Some(std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset)), "{end:?}");
-    assert!(host.status().await.unwrap().session.is_some());
+    assert!(host.status().await.unwrap().sessions.len() == 1);
 }
 
 #[tokio::test]
@@ -390,6 +539,6 @@ fn of_the_future() -> Reply {
         release: "9.0.0".into(),
         features: vec![],
         unavailable: None,
-        session: None,
+        sessions: vec![],
     })
 }

@@ -12,7 +12,7 @@ use rustix::{io::Errno, process::Signal};
 
 use crate::{
     lab::{Lab, OWNER, Process, SOON, STRANGER, active, app, eventually, left},
-    roles,
+    roles, trees,
 };
 
 type Case = fn(&Lab) -> Result<()>;
@@ -33,12 +33,17 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("sigterm_reverts_and_exits_0", terminate),
     ("exit_when_idle", idle),
     ("a_second_rootd_is_told_so", second_rootd),
-    ("a_second_session_is_told_so", second_session),
+    ("process_trees_stand_beside_each_other", trees::beside),
+    ("the_workstation_is_in_one_cluster_at_a_time", trees::one_workstation),
+    ("trees_are_entered_by_their_owner_and_root", trees::who_enters),
+    ("sigterm_moves_who_is_in_a_tree", trees::terminated),
+    ("kill_9_of_rootd_with_somebody_in_a_tree", trees::killed),
     ("another_user_is_denied", stranger),
     ("nonsense_does_not_hurt", nonsense),
 ];
 
-fn to(port: u16) -> String {
+/// An address in the cluster.
+pub(crate) fn to(port: u16) -> String {
     format!("10.96.0.10:{port}")
 }
 
@@ -47,7 +52,7 @@ fn to6(port: u16) -> String {
 }
 
 /// Milliseconds of an `ok`.
-fn ok(line: &str) -> Result<u64> {
+pub(crate) fn ok(line: &str) -> Result<u64> {
     let mut words = line.split(' ');
     ensure!(words.next() == Some("ok") && line.ends_with("echoed"), "{line}");
     Ok(words.next().context("no time")?.parse()?)
@@ -61,7 +66,8 @@ fn fails(address: &str, expected: Errno) -> Result<()> {
     Ok(())
 }
 
-fn knocks(user: &Process, port: u16) -> usize {
+/// Attempts at a port that a user daemon has seen since it was asked last.
+pub(crate) fn knocks(user: &Process, port: u16) -> usize {
     let knock = format!("knock {port}");
     user.said().iter().filter(|l| **l == knock).count()
 }
@@ -278,14 +284,6 @@ fn second_rootd(lab: &Lab) -> Result<()> {
     let (_rootd, _user) = lab.both()?;
     let e = lab.rootd(&[]).map(drop).unwrap_err().to_string();
     ensure!(e.contains("another tpx-rootd serves at"), "{e}");
-    ok(&app(&["connect", &to(80)])?).map(|_| ())
-}
-
-fn second_session(lab: &Lab) -> Result<()> {
-    let (_rootd, _user) = lab.both()?;
-    let mut second = lab.user_as(OWNER)?;
-    second.expect("tpx-rootd is busy with process")?;
-    ensure!(!second.ended()?.success());
     ok(&app(&["connect", &to(80)])?).map(|_| ())
 }
 

@@ -76,9 +76,19 @@ fn none(left: &str) -> Result<(), String> {
     if left.is_empty() { Ok(()) } else { Err(left.into()) }
 }
 
-/// What there is of tpx in the namespace: devices, routes, rules.
+/// What there is of tpx: devices, routes and rules in the namespace, and cgroups of process trees.
 pub(crate) fn left() -> Result<String> {
-    Ok(active()? + &find(&[("rule show", "lookup 707"), ("-6 rule show", "lookup 707")])?)
+    let mut left = active()?;
+    for table in ["lookup 707", "lookup 717", "lookup 727", "lookup 737"] {
+        left += &find(&[("rule show", table), ("-6 rule show", table)])?;
+    }
+    for entry in fs::read_dir(cgroup())? {
+        let name = entry?.file_name();
+        if name.to_string_lossy().starts_with("tpx-tree-") {
+            left += &format!("{}; ", name.display());
+        }
+    }
+    Ok(left)
 }
 
 /// What there is in the namespace that has an effect: a rule over an empty table has none.
@@ -147,8 +157,13 @@ impl Lab {
 
     /// A user daemon, for better or worse.
     pub(crate) fn user_as(&self, uid: u32) -> Result<Process> {
+        self.user_in(uid, "cgroup")
+    }
+
+    /// One that asks for another scope: `tree`, or `floor` for the workstation without programs.
+    pub(crate) fn user_in(&self, uid: u32, scope: &str) -> Result<Process> {
         let socket = self.socket();
-        role(&["user", &uid.to_string(), path(&socket)?, path(&cgroup())?])
+        role(&["user", &uid.to_string(), path(&socket)?, path(&cgroup())?, scope])
     }
 
     /// tpx-rootd and a user daemon.
@@ -225,6 +240,11 @@ impl Process {
 
     pub(crate) fn kill(&self) -> Result<()> {
         self.signal(Signal::KILL)
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits for its end.

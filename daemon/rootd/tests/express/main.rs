@@ -6,6 +6,7 @@
 mod cases;
 mod lab;
 mod roles;
+mod trees;
 
 use std::process::ExitCode;
 

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tpx_core::{
     dial::DialFailure,
-    plan::{Plan, Scope},
+    plan::{Plan, Road, Scope},
 };
 use tpx_datapath::{
     Arrival, FlowSource as _, FlowStream, Host as _, Knock,
@@ -31,7 +31,7 @@ use tpx_datapath::{
         Maps,
         express::{ExpressLane, ExpressParts},
     },
-    remote::RemoteHost,
+    remote::{RemoteHost, enter},
 };
 
 /// What the pretended cluster does, by port. The rest connects at once.
@@ -49,7 +49,8 @@ pub(crate) const HOLD_3500_MS: u16 = 90;
 pub(crate) fn play(words: &[String]) -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let result = match words[..] {
-        ["user", uid, socket, cgroup] => user(uid, Path::new(socket), Path::new(cgroup)),
+        ["user", uid, socket, cgroup, scope] => user(uid, Path::new(socket), Path::new(cgroup), scope),
+        ["enter", uid, socket, tree, ref rest @ ..] => enter_tree(uid, Path::new(socket), Path::new(tree), rest),
         ["app", cgroup, ref rest @ ..] => app(Path::new(cgroup), rest),
         _ => Err(anyhow::anyhow!("unknown role {words:?}")),
     };
@@ -72,26 +73,38 @@ fn event_loop() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-fn user(uid: &str, socket: &Path, cgroup: &Path) -> Result<()> {
+fn user(uid: &str, socket: &Path, cgroup: &Path, scope: &str) -> Result<()> {
+    if scope == "tree" {
+        // Its tree is made below.
+        fs::write(cgroup.join("cgroup.procs"), "0").context("cannot join the cgroup")?;
+    }
     // Few, so that a burst finds it without files for a while.
     let few = Some(1024);
     setrlimit(Resource::Nofile, Rlimit { current: few, maximum: few })?;
     become_user(uid.parse()?)?;
     let runtime = event_loop()?;
-    let result = runtime.block_on(serve(socket, cgroup));
+    let result = runtime.block_on(serve(socket, cgroup, scope));
     // A thread may still wait for standard input.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(socket: &Path, cgroup: &Path) -> Result<()> {
+async fn serve(socket: &Path, cgroup: &Path, scope: &str) -> Result<()> {
     let mut host = RemoteHost::connect(socket).await?;
-    let plan = Plan {
-        scope: Scope::Cgroup(cgroup.into()),
-        steer: vec!["10.96.0.0/16".parse()?, "fd96::/112".parse()?],
-        ..Plan::default()
+    let (scope, road) = match scope {
+        "cgroup" => (Scope::Cgroup(cgroup.into()), Road::Express),
+        "tree" => (Scope::Tree, Road::Express),
+        "floor" => (Scope::Workstation, Road::Tun),
+        _ => bail!("unknown scope {scope}"),
     };
-    let handover = host.apply(&plan).await?;
+    let steer = vec!["10.96.0.0/16".parse()?, "fd96::/112".parse()?];
+    let handover = host.apply(&Plan { scope, road, steer, ..Plan::default() }).await?;
+    if road == Road::Tun {
+        println!("ready");
+        host.closed().await;
+        bail!("tpx-rootd is gone");
+    }
+    let group = handover.scope.context("no scope")?;
     let express = handover.express.context("no express lane")?;
     let maps = Maps::of(&express)?;
     let _device = handover.device;
@@ -107,7 +120,7 @@ async fn serve(socket: &Path, cgroup: &Path) -> Result<()> {
     let closed = host.closed();
     tokio::pin!(closed);
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    println!("ready");
+    println!("ready {}", group.display());
     loop {
         tokio::select! {
             knock = lane.next() => {
@@ -174,6 +187,20 @@ fn app(cgroup: &Path, words: &[&str]) -> Result<()> {
         ["again", address] => again(address.parse()?),
         ["burst", counts @ ..] => event_loop()?.block_on(burst(counts)),
         _ => bail!("unknown application {words:?}"),
+    }
+}
+
+/// Enters a process tree from elsewhere in the run's own cgroup.
+fn enter_tree(uid: &str, socket: &Path, tree: &Path, words: &[&str]) -> Result<()> {
+    become_user(uid.parse()?)?;
+    event_loop()?.block_on(enter(socket, tree))?;
+    match words {
+        ["connect", address] => connect(address.parse()?, None),
+        ["sit"] => {
+            println!("sitting");
+            Ok(io::stdin().read_to_end(&mut Vec::new()).map(drop)?)
+        }
+        _ => bail!("unknown words {words:?}"),
     }
 }
 

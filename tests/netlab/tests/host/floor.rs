@@ -15,6 +15,7 @@ use tpx_datapath::{
     Host as _,
     linux::{Handover, LinuxHost, Slot},
 };
+use tpx_ebpf_abi::mark;
 use tpx_netlab::World;
 
 use crate::{
@@ -95,7 +96,7 @@ pub(crate) fn routes_and_rules(world: &World) -> Result<()> {
         let mut expected = vec![
             "90: from all fwmark 0x70000000/0xfe000000 lookup 7071",
             "98: from 246.246.255.1 lookup 7271",
-            "114: from all lookup 7171",
+            "122: from all fwmark 0/0xff000000 lookup 7171",
         ];
         if road == Road::Tun {
             expected.remove(0);
@@ -255,17 +256,21 @@ pub(crate) fn hidden(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Routes know no processes: a plan for one tree leaves the main roads alone.
+/// Routes know no processes, but marks: a plan for one tree leaves the main roads alone.
 pub(crate) fn tree(world: &World) -> Result<()> {
     let vpn = vpn()?;
     let (mut host, handover) = apply(world, &relay::plan(world))?;
     let way = route_get("10.96.3.7");
     ensure!(way.contains("dev vpn0"), "{way}");
-    ensure!(table(7171)?.is_empty() && table(7271)?.is_empty());
-    // The tree becomes everybody, and again a tree.
-    drop(world.block_on(host.apply(&Plan { scope: Scope::Workstation, ..relay::plan(world) }))?);
-    ensure!(route_get("10.96.3.7").contains("dev tpx0"));
-    drop(world.block_on(host.apply(&relay::plan(world)))?);
+    let member = route_get(&format!("10.96.3.7 mark {:#x}", mark::member(Slot::FIRST)));
+    ensure!(member.contains("dev tpx0 table 7171 src 246.246.255.1"), "{member}");
+    let other = route_get(&format!("10.96.3.7 mark {:#x}", mark::member(Slot::masked(1))));
+    ensure!(other.contains("dev vpn0"), "{other}");
+    let hole = route_get(&format!("10.96.9.7 mark {:#x}", mark::member(Slot::FIRST)));
+    ensure!(hole.contains("dev vpn0"), "{hole}");
+    // The tree does not become everybody.
+    let refused = world.block_on(host.apply(&Plan { scope: Scope::Workstation, ..relay::plan(world) }));
+    ensure!(refused.is_err_and(|e| e.to_string().contains("revert first")));
     ensure!(route_get("10.96.3.7") == way);
     let refused = world.block_on(host.apply(&Plan { road: Road::Tun, ..relay::plan(world) }));
     ensure!(refused.is_err_and(|e| e.to_string().contains("express lane")));

@@ -14,6 +14,7 @@ mod routes;
 mod scale;
 mod scopes;
 mod translations;
+mod trees;
 mod tun;
 
 use tpx_netlab::Case;
@@ -33,6 +34,14 @@ const CASES: &[Case] = &[
     ("outside_the_cgroup_is_untouched", scopes::outside),
     ("bypassed_sockets_are_untouched", scopes::bypass),
     ("workstation_is_the_visible_tree", scopes::workstation),
+    ("trees_and_the_workstation_in_three_clusters", trees::clusters),
+    ("trees_with_bound_sources", trees::bound_sources),
+    ("trees_nested", trees::nested),
+    ("trees_take_older_sockets", trees::older_sockets),
+    ("trees_beside_a_vpn", trees::beside_a_vpn),
+    ("trees_50_leave_nothing", trees::fifty),
+    ("trees_of_killed_daemons_are_swept", trees::swept),
+    ("trees_stay_trees", trees::kinds),
     ("virtual_tcp_v4_v6_and_mapped", translations::reach),
     ("virtual_addresses_come_and_go", translations::come_and_go),
     ("hidden_subnets_go_where_the_host_leads", translations::hidden),
@@ -55,7 +64,7 @@ const CASES: &[Case] = &[
     ("floor_routes_and_rules", floor::routes_and_rules),
     ("floor_packets_come_and_go", floor::packets),
     ("floor_hidden_subnets_keep_open_sockets", floor::hidden),
-    ("floor_is_for_the_workstation_only", floor::tree),
+    ("floor_of_a_tree_is_for_marked_packets", floor::tree),
     ("floor_beside_a_vpn_that_routes_by_mark", floor::wg_quick),
     ("routes_as_without_tpx", routes::without_tpx),
     ("routes_are_followed", routes::followed),

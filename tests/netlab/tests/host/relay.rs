@@ -46,7 +46,9 @@ pub(crate) struct Relay {
     maps: Maps,
     knocks: Arc<AtomicUsize>,
     associations: Arc<AtomicUsize>,
-    device: OwnedFd,
+    /// Number of its slot.
+    pub(crate) slot: u32,
+    pub(crate) device: OwnedFd,
     lane: JoinSet<()>,
 }
 
@@ -81,7 +83,7 @@ impl Relay {
 
     /// Serves on the current runtime.
     pub(crate) fn spawn(host: LinuxHost, handover: Handover) -> Result<Self> {
-        let Handover { device, express, dns, .. } = handover;
+        let Handover { slot, device, express, dns, .. } = handover;
         let express = express.context("no express lane")?;
         let maps = Maps::of(&express)?;
         let translations = Translations::of(&express)?;
@@ -109,7 +111,7 @@ impl Relay {
         for sockets in dns {
             serve_names(&mut lane, sockets)?;
         }
-        Ok(Self { host, bypass: Bypass::new(bypass)?, translations, maps, knocks, associations, device, lane })
+        Ok(Self { host, bypass: Bypass::new(bypass)?, translations, maps, knocks, associations, slot, device, lane })
     }
 
     /// Applies another plan; the lane goes on with the files it has.

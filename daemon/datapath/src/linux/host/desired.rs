@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use tpx_core::{
     cidr::subtract,
-    plan::{Plan, Road, Scope},
+    plan::{Plan, Road},
 };
 use tpx_ebpf_abi::{Action, slot::Slot};
 
@@ -17,9 +17,9 @@ use tpx_ebpf_abi::{Action, slot::Slot};
 pub(super) enum Table {
     /// Of marked sockets: what the express lane carries is local.
     Marked,
-    /// Of everybody: what is routed to the device.
+    /// Of everybody in the scope: what is routed to the device.
     Floor,
-    /// Of connections that have the device's own address already: subnets that are hidden now.
+    /// Of packets that have the device's own address already: subnets that are hidden now, and a process tree's floor.
     Lingering,
     /// Of questions to name servers, which are made local.
     Names,
@@ -69,12 +69,16 @@ impl Desired {
             let marked = steer.iter().chain(&behind).chain(&hidden);
             desired.routes.extend(marked.map(|net| (Table::Marked, *net)));
         }
-        // A route cannot tell processes apart: for a process tree there is no floor.
-        if plan.scope == Scope::Workstation {
-            let inside = [steer, behind].concat();
-            let outside = [hidden.clone(), except.clone()].concat();
-            desired.routes.extend(subtract(&inside, &outside).into_iter().map(|net| (Table::Floor, net)));
-            desired.routes.extend(subtract(&hidden, &except).into_iter().map(|net| (Table::Lingering, net)));
+        let inside = [steer, behind].concat();
+        let outside = [hidden.clone(), except.clone()].concat();
+        let floor = subtract(&inside, &outside);
+        desired.routes.extend(floor.iter().map(|net| (Table::Floor, *net)));
+        desired.routes.extend(subtract(&hidden, &except).into_iter().map(|net| (Table::Lingering, net)));
+        if plan.scope.is_tree() {
+            // Packets without its mark come this way as well: those that ask, with the addresses of an answer exchanged,
+            // whether it may come from the device (rp_filter).
+            desired.routes.extend(floor.into_iter().map(|net| (Table::Lingering, net)));
+        } else {
             let resolvers = plan.resolver.iter().flat_map(|link| &link.servers).filter(|ip| possible(**ip));
             desired.routes.extend(resolvers.map(|ip| (Table::Floor, IpNet::from(*ip))));
         }
@@ -96,6 +100,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use proptest::prelude::*;
+    use tpx_core::plan::Scope;
 
     use super::*;
 
@@ -127,12 +132,19 @@ mod tests {
     }
 
     #[test]
-    fn a_process_tree_has_no_floor_and_the_floor_alone_no_rules() {
-        let tree = Desired::of(&Plan { scope: Scope::Cgroup("/x".into()), ..plan() }, Slot::FIRST, true);
-        assert!(tree.routes.iter().all(|(t, _)| *t == Table::Marked) && tree.routes.len() == 4);
+    fn a_process_tree_has_the_same_floor_and_the_floor_alone_no_rules() {
+        let workstation = Desired::of(&plan(), Slot::FIRST, true);
+        let tree = Desired::of(&Plan { scope: Scope::Tree, ..plan() }, Slot::FIRST, true);
+        for table in [Table::Marked, Table::Floor] {
+            assert_eq!(routes(&tree, table), routes(&workstation, table));
+        }
+        // Answers on its floor are checked by the device's address.
+        let lingering: BTreeSet<_> = routes(&tree, Table::Lingering).into_iter().collect();
+        let both = [routes(&workstation, Table::Floor), routes(&workstation, Table::Lingering)].concat();
+        assert_eq!(lingering, both.into_iter().collect());
         let tun = Desired::of(&Plan { road: Road::Tun, ..plan() }, Slot::FIRST, true);
         assert!(tun.rules.is_empty() && tun.routes.iter().all(|(t, _)| *t != Table::Marked));
-        assert_eq!(routes(&tun, Table::Floor), routes(&Desired::of(&plan(), Slot::FIRST, true), Table::Floor));
+        assert_eq!(routes(&tun, Table::Floor), routes(&workstation, Table::Floor));
     }
 
     #[test]

@@ -9,16 +9,19 @@ mod device;
 mod names;
 mod network;
 mod probe;
+mod process;
 mod programs;
 mod resolved;
 mod rules;
 mod sockets;
+mod tree;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
     os::fd::OwnedFd,
+    path::PathBuf,
 };
 
 use async_trait::async_trait;
@@ -27,16 +30,20 @@ use tpx_core::plan::{Plan, Road, Scope};
 use tpx_ebpf_abi::{Action, slot::Slot};
 
 pub use probe::{Features, probe};
+pub use process::Process;
+pub use programs::Ahead;
+pub use tree::{enter, sweep};
 
 use self::{
     desired::{Desired, Table},
     device::Device,
     names::Name,
     network::{Footprint, Network},
-    programs::{Ahead, Programs},
+    programs::{Circumstances, Programs},
     resolved::Resolved,
     rules::Rule,
     sockets::Datagrams,
+    tree::Tree,
 };
 use super::{DnsSockets, ExpressFiles, Handover};
 use crate::{Host, HostError};
@@ -48,6 +55,7 @@ use crate::{Host, HostError};
 #[derive(Debug)]
 pub struct LinuxHost {
     slot: Slot,
+    caller: u32,
     bus: Option<String>,
     ahead: Option<Ahead>,
     applied: Option<Applied>,
@@ -65,14 +73,24 @@ struct Applied {
     ipv6: bool,
     footprint: Footprint,
     device: Device,
+    /// The last to go: processes leave it when nothing is steered any more.
+    group: Group,
+}
+
+/// The processes that see the cluster.
+#[derive(Debug)]
+struct Group {
+    scope: Scope,
+    /// The cgroup, unless it is all of them.
+    path: Option<PathBuf>,
+    /// It was made for this.
+    tree: Option<Tree>,
 }
 
 /// What only the express lane has.
 #[derive(Debug)]
 struct Express {
     programs: Programs,
-    /// What the hooks are attached to.
-    scope: Option<Scope>,
     listeners: [OwnedFd; 2],
     raws: [OwnedFd; 2],
     datagrams: Datagrams,
@@ -89,7 +107,13 @@ impl LinuxHost {
     /// Changes nothing yet.
     #[must_use]
     pub fn new(slot: Slot) -> Self {
-        Self { slot, bus: None, ahead: None, applied: None }
+        Self { slot, caller: std::process::id(), bus: None, ahead: None, applied: None }
+    }
+
+    /// Makes cgroups for process trees below that of another process than this one.
+    #[must_use]
+    pub fn for_process(self, caller: u32) -> Self {
+        Self { caller, ..self }
     }
 
     /// Looks for systemd-resolved at another D-Bus (an address as in `DBUS_SYSTEM_BUS_ADDRESS`) than the system's.
@@ -98,9 +122,10 @@ impl LinuxHost {
         Self { bus: Some(address.into()), ..self }
     }
 
-    /// Says that a first plan will come soon: what can be read ahead is read while the caller goes on.
-    pub fn prepare(&mut self) {
-        self.ahead = Some(Ahead::start());
+    /// Has been prepared for.
+    #[must_use]
+    pub fn with_ahead(self, ahead: Ahead) -> Self {
+        Self { ahead: Some(ahead), ..self }
     }
 
     async fn install(&mut self, plan: &Plan) -> Result<Applied, HostError> {
@@ -117,13 +142,13 @@ impl LinuxHost {
         network.bring_up(&device, self.slot, ipv6).await?;
         let express = if express {
             network.add_blocks(&device, self.slot, ipv6).await?;
-            Some(self.express(&device, ipv6)?)
+            Some(self.express(&device, plan.scope.is_tree(), ipv6)?)
         } else {
             // Megabytes that nobody is going to ask for.
             self.ahead = None;
             None
         };
-        for rule in Rule::standing(express.is_some(), ipv6) {
+        for rule in Rule::standing(express.is_some(), plan.scope.is_tree(), ipv6) {
             network.add_rule(self.slot, rule).await?;
         }
         let mut applied = Applied {
@@ -135,19 +160,21 @@ impl LinuxHost {
             ipv6,
             footprint,
             device,
+            group: Group { scope: Scope::Workstation, path: None, tree: None },
         };
         applied.converge(&network, self.slot, plan).await?;
-        applied.rescope(&plan.scope)?;
+        applied.enlist(&plan.scope, self.slot, self.caller)?;
         Ok(applied)
     }
 
-    fn express(&mut self, device: &Device, ipv6: bool) -> Result<Express, HostError> {
+    fn express(&mut self, device: &Device, tree: bool, ipv6: bool) -> Result<Express, HostError> {
         let datagrams = Datagrams::open(self.slot, ipv6)?;
-        let mut programs = Programs::load(self.slot, device.index, datagrams.port, self.ahead.take())?;
+        let of = Circumstances { slot: self.slot, tree, device: device.index, port: datagrams.port };
+        let mut programs = Programs::load(of, self.ahead.take())?;
         datagrams.register(&mut programs)?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
         let raws = sockets::raws(self.slot, ipv6)?;
-        Ok(Express { programs, scope: None, listeners, raws, datagrams })
+        Ok(Express { programs, listeners, raws, datagrams })
     }
 }
 
@@ -159,16 +186,22 @@ impl Host for LinuxHost {
         plan.check().map_err(|e| HostError::Refused(e.to_string()))?;
         let Some(applied) = &mut self.applied else {
             let applied = self.install(plan).await?;
-            let handover = applied.handover(plan)?;
+            let handover = applied.handover(plan, self.slot)?;
             self.applied = Some(applied);
             return Ok(handover);
         };
         if plan.road != applied.plan.road {
             return Err(HostError::Refused("the datapath cannot be changed while it is in use; revert first".into()));
         }
+        if plan.scope.is_tree() != applied.plan.scope.is_tree() {
+            let why = "the workstation and a process tree cannot be exchanged while one is in use; revert first";
+            return Err(HostError::Refused(why.into()));
+        }
         let network = Network::open()?;
         let changed = match applied.converge(&network, self.slot, plan).await {
-            Ok(()) => applied.rescope(&plan.scope).and_then(|()| applied.handover(plan)),
+            Ok(()) => applied
+                .rescope(&plan.scope, self.slot, self.caller)
+                .and_then(|()| applied.handover(plan, self.slot)),
             Err(e) => Err(e),
         };
         match &changed {
@@ -177,7 +210,7 @@ impl Host for LinuxHost {
                 tracing::warn!("the plan could not be applied ({e}); going back to the one before");
                 let before = applied.plan.clone();
                 let back = applied.converge(&network, self.slot, &before).await;
-                if back.and_then(|()| applied.rescope(&before.scope)).is_err() {
+                if back.and_then(|()| applied.rescope(&before.scope, self.slot, self.caller)).is_err() {
                     self.revert().await?;
                 }
             }
@@ -189,11 +222,12 @@ impl Host for LinuxHost {
         let Some(applied) = self.applied.take() else {
             return Ok(());
         };
-        let Applied { express, names, footprint, device, .. } = applied;
+        let Applied { express, names, footprint, device, group, .. } = applied;
         drop(express);
         drop(names);
         footprint.remove().await?;
         drop(device);
+        drop(group);
         Ok(())
     }
 }
@@ -229,22 +263,44 @@ impl Applied {
         for server in self.names.keys().filter(|server| !want.names.contains(server)).copied().collect::<Vec<_>>() {
             self.remove_name(network, slot, server).await?;
         }
-        self.resolved.tell(&self.device, plan.resolver.as_ref(), self.ipv6).await;
+        // It answers every process: a process tree asks its own name servers, which the programs exchange.
+        let resolver = plan.resolver.as_ref().filter(|_| !plan.scope.is_tree());
+        self.resolved.tell(&self.device, resolver, self.ipv6).await;
         Ok(())
     }
 
-    /// Attaches the hooks, where there are some, to `scope`.
-    fn rescope(&mut self, scope: &Scope) -> Result<(), HostError> {
-        if let Some(express) = &mut self.express
-            && express.scope.as_ref() != Some(scope)
-        {
-            express.programs.attach(scope)?;
-            express.scope = Some(scope.clone());
+    /// Changes to another scope of the same kind.
+    fn rescope(&mut self, scope: &Scope, slot: Slot, caller: u32) -> Result<(), HostError> {
+        if self.group.scope == *scope { Ok(()) } else { self.enlist(scope, slot, caller) }
+    }
+
+    /// Finds or makes the scope's cgroup and attaches the hooks, where there are some.
+    fn enlist(&mut self, scope: &Scope, slot: Slot, caller: u32) -> Result<(), HostError> {
+        let mut group = Group { scope: scope.clone(), path: None, tree: None };
+        if let Some(express) = &mut self.express {
+            match scope {
+                Scope::Workstation => {
+                    let (path, directory) = cgroup::open_root()?;
+                    express.programs.attach(&path, directory)?;
+                }
+                Scope::Cgroup(path) => {
+                    let (path, directory) = cgroup::open(path)?;
+                    express.programs.attach(&path, directory)?;
+                    group.path = Some(path);
+                }
+                Scope::Tree => {
+                    let tree = Tree::create(slot, caller)?;
+                    express.programs.attach(&tree.path, &tree.directory)?;
+                    group.path = Some(tree.path.clone());
+                    group.tree = Some(tree);
+                }
+            }
         }
+        self.group = group;
         Ok(())
     }
 
-    fn handover(&self, plan: &Plan) -> Result<Handover, HostError> {
+    fn handover(&self, plan: &Plan, slot: Slot) -> Result<Handover, HostError> {
         let copy = |fd: &OwnedFd| fd.try_clone();
         let (served, unserved): (Vec<_>, Vec<_>) = plan
             .name_servers
@@ -257,6 +313,8 @@ impl Applied {
                 Ok(DnsSockets { udp: copy(&s.udp)?, tcp: copy(&s.tcp)?, ..*s })
             });
             Ok(Handover {
+                slot: slot.index(),
+                scope: self.group.path.clone(),
                 device: self.device.file()?,
                 vnet_hdr: self.device.vnet_hdr,
                 mtu: device::MTU,

@@ -4,35 +4,47 @@ use std::{
     fs::File,
     io,
     net::IpAddr,
-    os::fd::{AsFd as _, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, IterableMap as _, LpmTrie, Map, MapData, SockMap, lpm_trie::Key},
-    programs::{CgroupAttachMode, CgroupSockAddr, SkLookup, SocketFilter, cgroup_sock_addr::CgroupSockAddrLink},
+    programs::{
+        CgroupAttachMode, CgroupSock, CgroupSockAddr, SkLookup, SocketFilter, cgroup_sock::CgroupSockLink,
+        cgroup_sock_addr::CgroupSockAddrLink,
+    },
 };
 use ipnet::IpNet;
 use tokio::task::JoinHandle;
-use tpx_core::plan::Scope;
 use tpx_ebpf_abi::{
     Action, Rule,
     maps::{self, program},
     slot::Slot,
 };
 
-use super::{cgroup, failed, system};
+use super::{failed, system};
 use crate::{HostError, linux::sys};
 
 /// Loaded programs. Dropping it detaches and unloads them.
 pub(super) struct Programs {
-    hooks: Vec<CgroupSockAddrLink>,
+    hooks: Hooks,
+    /// Whether they serve a process tree.
+    tree: bool,
     bpf: Ebpf,
     rules4: LpmTrie<MapData, [u8; 4], Rule>,
     rules6: LpmTrie<MapData, [u8; 16], Rule>,
     names4: Names<[u8; 4]>,
     names6: Names<[u8; 16]>,
     _log: Option<Log>,
+}
+
+/// What is attached to the scope's cgroup.
+#[derive(Default)]
+struct Hooks {
+    calls: Vec<CgroupSockAddrLink>,
+    create: Option<CgroupSockLink>,
 }
 
 /// Both directions of the exchange of name servers.
@@ -60,8 +72,20 @@ pub(super) struct MapFiles {
 
 impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Programs").field("hooks", &self.hooks.len()).finish_non_exhaustive()
+        f.debug_struct("Programs").field("hooks", &self.hooks.calls.len()).finish_non_exhaustive()
     }
+}
+
+/// What the programs are loaded for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Circumstances {
+    pub(super) slot: Slot,
+    /// Whether the scope is a process tree.
+    pub(super) tree: bool,
+    /// Index of the slot's device.
+    pub(super) device: u32,
+    /// Where datagrams arrive.
+    pub(super) port: u16,
 }
 
 /// Passes on what the programs log, until it is dropped.
@@ -73,13 +97,14 @@ impl Drop for Log {
     }
 }
 
-/// A loader that is made ahead by a thread of its own: it reads the kernel's type information, 5 MB.
+/// What can be done before a host's first plan comes, by a thread of its own: reading the kernel's type information, 5 MB.
 #[derive(Debug)]
-pub(super) struct Ahead(std::thread::JoinHandle<EbpfLoader<'static>>);
+pub struct Ahead(std::thread::JoinHandle<EbpfLoader<'static>>);
 
 impl Ahead {
     /// Begins.
-    pub(super) fn start() -> Self {
+    #[must_use]
+    pub fn start() -> Self {
         Self(std::thread::spawn(EbpfLoader::new))
     }
 
@@ -89,14 +114,17 @@ impl Ahead {
 }
 
 impl Programs {
-    /// Loads all programs for a slot whose device has the index `device` and whose datagrams arrive at `port`, and
-    /// attaches the one that steers packets: without rules it does nothing.
-    pub(super) fn load(slot: Slot, device: u32, port: u16, ahead: Option<Ahead>) -> Result<Self, HostError> {
-        let mut bpf = object(slot, device, port, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
+    /// Loads the programs that a slot needs, and attaches the one that steers packets: without rules it does nothing.
+    pub(super) fn load(of: Circumstances, ahead: Option<Ahead>) -> Result<Self, HostError> {
+        let mut bpf = object(of, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
         let log = read_log(&mut bpf);
         for name in program::CGROUP {
             let hook: &mut CgroupSockAddr = get(&mut bpf, name)?;
             hook.load().map_err(|e| load_failed(name, &e))?;
+        }
+        if of.tree {
+            let create: &mut CgroupSock = get(&mut bpf, program::SOCK_CREATE)?;
+            create.load().map_err(|e| load_failed(program::SOCK_CREATE, &e))?;
         }
         let hold: &mut SocketFilter = get(&mut bpf, program::HOLD)?;
         hold.load().map_err(|e| load_failed(program::HOLD, &e))?;
@@ -108,19 +136,24 @@ impl Programs {
         let rules6 = take(&mut bpf, maps::RULES6)?;
         let names4 = Names { own: take(&mut bpf, maps::NAMES4)?, server: take(&mut bpf, maps::SERVERS4)? };
         let names6 = Names { own: take(&mut bpf, maps::NAMES6)?, server: take(&mut bpf, maps::SERVERS6)? };
-        Ok(Self { hooks: Vec::new(), bpf, rules4, rules6, names4, names6, _log: log })
+        Ok(Self { hooks: Hooks::default(), tree: of.tree, bpf, rules4, rules6, names4, names6, _log: log })
     }
 
-    /// Attaches the hooks to a scope's cgroup, then detaches them from the one before.
-    pub(super) fn attach(&mut self, scope: &Scope) -> Result<(), HostError> {
-        let (path, group) = cgroup::open(scope)?;
-        let mut hooks = Vec::with_capacity(program::CGROUP.len());
+    /// Attaches the hooks to the cgroup at `path`, then detaches them from the one before.
+    pub(super) fn attach(&mut self, path: &Path, group: impl AsFd) -> Result<(), HostError> {
+        let what = |name: &str| format!("attach {name} to {}", path.display());
+        let mut hooks = Hooks::default();
         for name in program::CGROUP {
             let hook: &mut CgroupSockAddr = get(&mut self.bpf, name)?;
-            let what = || format!("attach {name} to {}", path.display());
             // "Single" is the only mode that links take; links of others stay beside ours all the same.
-            let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(), &e))?;
-            hooks.push(hook.take_link(id).map_err(|e| failed(what(), &e))?);
+            let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(name), &e))?;
+            hooks.calls.push(hook.take_link(id).map_err(|e| failed(what(name), &e))?);
+        }
+        if self.tree {
+            let name = program::SOCK_CREATE;
+            let hook: &mut CgroupSock = get(&mut self.bpf, name)?;
+            let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(name), &e))?;
+            hooks.create = Some(hook.take_link(id).map_err(|e| failed(what(name), &e))?);
         }
         self.hooks = hooks;
         Ok(())
@@ -217,18 +250,19 @@ impl<K: aya::Pod> Names<K> {
 }
 
 /// Loads the maps, and the programs as far as memory.
-fn object(slot: Slot, device: u32, port: u16, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
+fn object(of: Circumstances, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
-    let index = slot.index();
+    let (index, tree) = (of.slot.index(), u8::from(of.tree));
     // It borrows what is above from here on.
     let mut loader: EbpfLoader<'_> = loader;
     loader
         .override_global(maps::global::NETNS_COOKIE, &cookie, true)
-        .override_global(maps::global::DEVICE, &device, true)
+        .override_global(maps::global::DEVICE, &of.device, true)
         .override_global(maps::global::SLOT, &index, true)
-        .override_global(maps::global::DATAGRAM_PORT, &port, true)
+        .override_global(maps::global::DATAGRAM_PORT, &of.port, true)
+        .override_global(maps::global::TREE, &tree, true)
         .load(super::probe::programs().map_err(|why| HostError::Unsupported(why.into()))?)
         .map_err(|e| failed("load the kernel programs' maps", &e))
 }

@@ -23,7 +23,9 @@ pub(super) enum Rule {
     Marked { ipv6: bool },
     /// Packets from the device's own address.
     Lingering { ipv6: bool },
-    /// Every packet.
+    /// Packets of a process tree that are not steered.
+    Member { ipv6: bool },
+    /// Every packet that no slot has marked.
     Floor { ipv6: bool },
     /// Questions to a name server; for IPv4 with one of two sources.
     Name { server: IpAddr, stream: bool, asker: Asker },
@@ -45,10 +47,13 @@ pub(super) enum Asker {
 }
 
 impl Rule {
-    /// The rules that a road always has.
-    pub(super) fn standing(express: bool, ipv6: bool) -> Vec<Self> {
+    /// The rules that a road always has; a process tree's serve packets with its marks only.
+    pub(super) fn standing(express: bool, tree: bool, ipv6: bool) -> Vec<Self> {
         let families = [false, true].into_iter().filter(|v6| ipv6 || !v6);
-        let of = |ipv6| [Self::Marked { ipv6 }, Self::Lingering { ipv6 }, Self::Floor { ipv6 }];
+        let of = |ipv6| {
+            let floor = if tree { Self::Member { ipv6 } } else { Self::Floor { ipv6 } };
+            [Self::Marked { ipv6 }, Self::Lingering { ipv6 }, floor]
+        };
         families.flat_map(of).filter(|rule| express || !matches!(rule, Self::Marked { .. })).collect()
     }
 
@@ -66,16 +71,16 @@ impl Rule {
         let mut message = RuleMessage::default();
         message.header = RuleHeader { family, action: RuleAction::ToTable, ..RuleHeader::default() };
         message.attributes = vec![RuleAttribute::Table(table.id(slot)), RuleAttribute::Priority(preference)];
+        let marked = |ours, mask| [RuleAttribute::FwMark(ours), RuleAttribute::FwMask(mask)];
         match self {
-            Self::Marked { .. } => message
-                .attributes
-                .extend([RuleAttribute::FwMark(mark::steer(slot)), RuleAttribute::FwMask(mark::RULE_MASK)]),
+            Self::Marked { .. } => message.attributes.extend(marked(mark::steer(slot), mark::RULE_MASK)),
+            Self::Member { .. } => message.attributes.extend(marked(mark::member(slot), mark::RULE_MASK)),
             Self::Lingering { ipv6 } => {
                 let own = if ipv6 { slot.ipv6().into() } else { IpAddr::from(slot.ipv4()) };
                 message.header.src_len = bits(own);
                 message.attributes.push(RuleAttribute::Source(own));
             }
-            Self::Floor { .. } => {}
+            Self::Floor { .. } => message.attributes.extend(marked(0, mark::MASK)),
             Self::Name { server, stream, asker } => {
                 let source = match asker {
                     Asker::Any => None,
@@ -92,6 +97,7 @@ impl Rule {
                     RuleAttribute::IpProtocol(if stream { IpProtocol::Tcp } else { IpProtocol::Udp }),
                     RuleAttribute::DestinationPortRange(RulePortRange { start: DNS_PORT, end: DNS_PORT }),
                 ]);
+                message.attributes.extend(marked(0, mark::MASK));
             }
         }
         message
@@ -101,6 +107,7 @@ impl Rule {
         match self {
             Self::Marked { ipv6 } => (Table::Marked, slot.preference(), ipv6),
             Self::Lingering { ipv6 } => (Table::Lingering, slot.lingering_preference(), ipv6),
+            Self::Member { ipv6 } => (Table::Floor, slot.member_preference(), ipv6),
             Self::Floor { ipv6 } => (Table::Floor, slot.floor_preference(), ipv6),
             Self::Name { server, .. } => (Table::Names, slot.names_preference(), server.is_ipv6()),
         }
@@ -112,6 +119,7 @@ impl fmt::Display for Rule {
         match self {
             Self::Marked { .. } => f.write_str("for marked packets"),
             Self::Lingering { .. } => f.write_str("for packets from the device's address"),
+            Self::Member { .. } => f.write_str("for the process tree's packets"),
             Self::Floor { .. } => f.write_str("of the floor"),
             Self::Name { server, .. } => write!(f, "for the name server {server}"),
         }
@@ -128,6 +136,7 @@ pub(super) fn is_ours(rule: &RuleMessage, slot: Slot) -> bool {
     let kinds = [
         Rule::Marked { ipv6: false },
         Rule::Lingering { ipv6: false },
+        Rule::Member { ipv6: false },
         Rule::Floor { ipv6: false },
         Rule::Name { server: any, stream: false, asker: Asker::Any },
     ];
@@ -145,13 +154,14 @@ mod tests {
 
     fn every(slot: Slot) -> Vec<RuleMessage> {
         let servers = ["192.0.2.53", "2001:db8::53"].map(|s| Rule::names(s.parse().unwrap()));
-        Rule::standing(true, true).into_iter().chain(servers.concat()).map(|rule| rule.message(slot)).collect()
+        let standing = [false, true].map(|tree| Rule::standing(true, tree, true)).concat();
+        standing.into_iter().chain(servers.concat()).map(|rule| rule.message(slot)).collect()
     }
 
     #[test]
     fn every_rule_is_recognised_in_its_own_slot_only() {
         let (first, second) = (Slot::FIRST, Slot::new(1).unwrap());
-        assert_eq!(every(first).len(), 6 + 4 + 2);
+        assert_eq!(every(first).len(), 6 + 6 + 4 + 2);
         assert!(every(first).iter().all(|rule| is_ours(rule, first) && !is_ours(rule, second)));
     }
 
@@ -165,7 +175,23 @@ mod tests {
     }
 
     #[test]
+    fn a_process_tree_takes_marked_packets_only() {
+        let mark_of = |rule: &Rule| {
+            let attributes = rule.message(Slot::FIRST).attributes;
+            attributes.iter().find_map(|a| if let RuleAttribute::FwMark(mark) = a { Some(*mark) } else { None })
+        };
+        for rule in Rule::standing(true, true, true) {
+            let by_source = matches!(rule, Rule::Lingering { .. });
+            assert_eq!(mark_of(&rule).is_some_and(|mark| mark != 0), !by_source, "{rule:?}");
+        }
+        // And the workstation none of those.
+        for rule in Rule::names("192.0.2.53".parse().unwrap()).into_iter().chain([Rule::Floor { ipv6: true }]) {
+            assert_eq!(mark_of(&rule), Some(0));
+        }
+    }
+
+    #[test]
     fn without_the_express_lane_nothing_looks_at_marks() {
-        assert_eq!(Rule::standing(false, false), [Rule::Lingering { ipv6: false }, Rule::Floor { ipv6: false }]);
+        assert_eq!(Rule::standing(false, false, false), [Rule::Lingering { ipv6: false }, Rule::Floor { ipv6: false }]);
     }
 }

@@ -1,0 +1,259 @@
+//! The cgroup of a process tree: made below the caller's own, removed when the session ends.
+//!
+//! Cgroups hang on no file: one whose maker was killed stays. So each is locked (flock(2)) as long as its session lives,
+//! and the next start removes those with a name of ours that nobody has locked. Processes are never ended: what is still
+//! inside moves to the cgroup around.
+
+use std::{
+    ffi::CStr,
+    io::{self, Read as _},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use rustix::{
+    fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, mkdirat, openat, unlinkat},
+    io::Errno,
+};
+use tpx_ebpf_abi::slot::Slot;
+
+use super::{cgroup, process::Process, system};
+use crate::HostError;
+
+/// Begins the name of every cgroup that is made here; the slot and a number follow.
+const PREFIX: &str = "tpx-tree-";
+/// Trees of one slot that may lie side by side: those whose processes could not be moved, and those around a live one.
+const NAMES: u32 = 64;
+/// How often a cgroup is emptied again because processes in it went on to make others, and the pause in between.
+const ROUNDS: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(5);
+/// How deep cgroups are looked into, and how many directories are looked at in all.
+const DEPTH: u32 = 32;
+const DIRECTORIES: u32 = 100_000;
+
+/// A live process tree. Dropping it removes the cgroup.
+#[derive(Debug)]
+pub(super) struct Tree {
+    parent: OwnedFd,
+    name: String,
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// Open, and locked.
+    pub(super) directory: OwnedFd,
+}
+
+impl Tree {
+    /// Makes one for `slot` as a child of the cgroup that process `caller` is in.
+    pub(super) fn create(slot: Slot, caller: u32) -> Result<Self, HostError> {
+        let (root, inside) = cgroup::of_process(caller).map_err(|e| system("find the caller's cgroup", e))?;
+        let around = root.join(&inside);
+        let make = || -> io::Result<Self> {
+            let parent = cgroup::beneath(&root, &inside)?;
+            for n in 0..NAMES {
+                let name = format!("{PREFIX}{}-{n}", slot.index());
+                match mkdirat(&parent, &name, Mode::from_raw_mode(0o755)) {
+                    // Left behind by a session that could not remove it.
+                    Err(Errno::EXIST) => continue,
+                    made => made?,
+                }
+                let directory = open(parent.as_fd(), &name)?;
+                flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+                return Ok(Self { path: around.join(&name), parent, name, directory });
+            }
+            Err(io::ErrorKind::AlreadyExists.into())
+        };
+        make().map_err(|e| system(format!("make a cgroup in {}", around.display()), e))
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if let Err(e) = remove(self.parent.as_fd(), &self.name, self.parent.as_fd(), DEPTH) {
+            tracing::warn!("cannot remove the cgroup {}: {e}", self.path.display());
+        }
+        // It may have been the last thing in trees that have ended before it.
+        let mut child = self.path.as_path();
+        while let Some(path) = child.parent().filter(|path| is_ours(path.file_name().and_then(|name| name.to_str()))) {
+            if !path.parent().is_some_and(|around| remove_if_dead(around, path).is_ok()) {
+                break;
+            }
+            child = path;
+        }
+    }
+}
+
+/// Moves a process into the tree at `path`, which [`Tree::create`] has made.
+///
+/// # Errors
+/// [`HostError::Refused`] for any other path; [`HostError::System`] when the process is gone or the kernel says no.
+pub fn enter(path: &Path, process: &Process) -> Result<(), HostError> {
+    if !is_ours(path.file_name().and_then(|name| name.to_str())) {
+        return Err(HostError::Refused(format!("{path:?} is no process tree of tpx")));
+    }
+    let (_, directory) = cgroup::open(path)?;
+    let moved = || -> io::Result<()> {
+        if !process.is_alive()? {
+            return Err(Errno::SRCH.into());
+        }
+        add(directory.as_fd(), process.id())
+    };
+    moved().map_err(|e| system(format!("move process {} into {}", process.id(), path.display()), e))
+}
+
+/// Removes the process trees that killed daemons have left behind, wherever they are.
+///
+/// # Errors
+/// When there is no cgroup2 tree to look into. What cannot be removed is logged.
+pub fn sweep() -> io::Result<()> {
+    let root = cgroup::root()?;
+    let directory = openat(CWD, &root, DIRECTORY, Mode::empty())?;
+    let mut left = DIRECTORIES;
+    sweep_in(directory.as_fd(), DEPTH, &mut left);
+    Ok(())
+}
+
+fn sweep_in(directory: BorrowedFd<'_>, depth: u32, left: &mut u32) {
+    for name in children(directory).unwrap_or_default() {
+        if depth == 0 || *left == 0 {
+            return;
+        }
+        *left -= 1;
+        // One that has just gone needs no sweeping.
+        let Ok(child) = open(directory, &name) else { continue };
+        // What is inside goes first, so that a dead one around dead ones goes as well.
+        sweep_in(child.as_fd(), depth - 1, left);
+        if is_ours(Some(&name)) && is_dead(&child) {
+            match remove(directory, &name, directory, depth) {
+                Ok(()) => tracing::info!("removed the cgroup {name} of a session that was killed"),
+                Err(e) => tracing::warn!("cannot remove the cgroup {name} of a session that was killed: {e}"),
+            }
+        }
+    }
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+fn open(parent: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    Ok(openat(parent, name, DIRECTORY, Mode::empty())?)
+}
+
+/// Whether this is the name of a process tree's cgroup.
+fn is_ours(name: Option<&str>) -> bool {
+    let numbers = name.and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| rest.split_once('-'));
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    numbers.is_some_and(|(slot, n)| number(slot) && number(n))
+}
+
+/// Whether no session has it.
+fn is_dead(directory: &OwnedFd) -> bool {
+    flock(directory, FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
+fn remove_if_dead(around: &Path, path: &Path) -> io::Result<()> {
+    let parent = openat(CWD, around, DIRECTORY, Mode::empty())?;
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let directory = open(parent.as_fd(), name)?;
+    if is_dead(&directory) { remove(parent.as_fd(), name, parent.as_fd(), DEPTH) } else { Err(Errno::BUSY.into()) }
+}
+
+/// Removes a cgroup and those inside it; their processes move to `around`. Trees inside that are alive stay, and so does
+/// what is around them.
+fn remove(parent: BorrowedFd<'_>, name: &str, around: BorrowedFd<'_>, depth: u32) -> io::Result<()> {
+    let directory = match open(parent, name) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let mut last = Errno::BUSY;
+    for round in 0..ROUNDS {
+        if round > 0 {
+            thread::sleep(PAUSE);
+        }
+        for child in children(directory.as_fd())? {
+            if depth == 0 {
+                return Err(Errno::LOOP.into());
+            }
+            let alive = is_ours(Some(&child)) && !open(directory.as_fd(), &child).is_ok_and(|child| is_dead(&child));
+            if !alive {
+                remove(directory.as_fd(), &child, around, depth - 1)?;
+            }
+        }
+        empty(directory.as_fd(), around)?;
+        match unlinkat(parent, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::BUSY) if !children(directory.as_fd())?.is_empty() => return Ok(()),
+            Err(e) => last = e,
+        }
+    }
+    Err(last.into())
+}
+
+/// Moves the processes of one cgroup to another.
+fn empty(directory: BorrowedFd<'_>, around: BorrowedFd<'_>) -> io::Result<()> {
+    let mut list = String::new();
+    let procs = openat(directory, "cgroup.procs", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    std::fs::File::from(procs).read_to_string(&mut list)?;
+    // Processes of another PID namespace are listed as 0, which would mean this one.
+    for pid in list.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0) {
+        match add(around, pid) {
+            // It has ended.
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            moved => moved?,
+        }
+    }
+    Ok(())
+}
+
+fn add(directory: BorrowedFd<'_>, pid: u32) -> io::Result<()> {
+    let procs = openat(directory, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(procs, pid.to_string().as_bytes())?;
+    Ok(())
+}
+
+/// The names of the cgroups inside one.
+fn children(directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = match entry {
+            // It went while it was read.
+            Err(Errno::NOENT | Errno::NODEV) => break,
+            entry => entry?,
+        };
+        let dots = |name: &CStr| matches!(name.to_bytes(), b"." | b"..");
+        if entry.file_type() == FileType::Directory
+            && !dots(entry.file_name())
+            && let Ok(name) = entry.file_name().to_str()
+        {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_ours() {
+        for name in ["tpx-tree-1-0", "tpx-tree-7-63"] {
+            assert!(is_ours(Some(name)), "{name}");
+        }
+        for name in ["tpx-tree-1", "tpx-tree--", "tpx-tree-1-x", "tpx-rootd.service", "a-tpx-tree-1-0", "tpx-tree-1-0 "] {
+            assert!(!is_ours(Some(name)), "{name}");
+        }
+        assert!(!is_ours(None));
+    }
+
+    #[test]
+    fn nothing_but_a_tree_is_entered() {
+        let me = Process::open(std::process::id()).unwrap();
+        for path in ["/sys/fs/cgroup", "/", "relative", "/sys/fs/cgroup/user.slice"] {
+            assert!(matches!(enter(Path::new(path), &me), Err(HostError::Refused(_))), "{path}");
+        }
+        for path in ["/tmp/tpx-tree-1-0", "/sys/fs/cgroup/../tpx-tree-1-0"] {
+            assert!(enter(Path::new(path), &me).is_err(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! The real hosts of sessions.
+
+use std::{
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use tpx_datapath::{
+    HostError,
+    linux::{Ahead, LinuxHost, Process, Slot, enter},
+};
+
+use crate::sessions::Hosts;
+
+/// Hosts of this machine.
+pub(crate) struct LinuxHosts {
+    /// For the first one.
+    ahead: Mutex<Option<Ahead>>,
+}
+
+impl LinuxHosts {
+    /// `ahead` serves the first session.
+    pub(crate) fn new(ahead: Option<Ahead>) -> Self {
+        Self { ahead: Mutex::new(ahead) }
+    }
+}
+
+impl Hosts for LinuxHosts {
+    type Host = LinuxHost;
+
+    fn make(&self, slot: Slot, caller: u32) -> LinuxHost {
+        let host = LinuxHost::new(slot).for_process(caller);
+        match self.ahead.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(ahead) => host.with_ahead(ahead),
+            None => host,
+        }
+    }
+
+    fn enter(&self, cgroup: &Path, process: &Process) -> Result<(), HostError> {
+        enter(cgroup, process)
+    }
+}
