@@ -7,7 +7,7 @@ use tpx_ebpf_abi::{Counter, Road, Rule, decide, slot, v4_in};
 use crate::{
     datagrams,
     maps::{DATAGRAM_PORT, RULES4, RULES6, VIRTUAL4, VIRTUAL6, count, steer_mark},
-    names,
+    names, owner,
     sys::{Call, found, mapped},
 };
 
@@ -90,6 +90,9 @@ fn steer(call: &Call<'_>) -> bool {
         return false;
     }
     let done = call.set_mark(steer_mark()) && call.unbind_device();
+    if done {
+        owner::note(call);
+    }
     count(if done { Counter::Steered } else { Counter::SteerFailed });
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(call.0, "steered to port {}", call.port());

@@ -8,8 +8,8 @@ use aya_ebpf::{
     maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use tpx_ebpf_abi::{
-    Counter, Flow, Rule, Target, Verdict,
-    maps::{BYPASS_MAX, HELD_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
+    Counter, Flow, Owner, Rule, Target, Verdict,
+    maps::{BYPASS_MAX, CALLERS_MAX, HELD_MAX, OWNERS_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
     mark,
     slot::{NAMES, Slot},
 };
@@ -26,6 +26,15 @@ static SLOT: Global<u32> = Global::new(0);
 /// Port of the daemon's sockets that datagrams arrive at.
 #[unsafe(no_mangle)]
 pub(crate) static DATAGRAM_PORT: Global<u16> = Global::new(0);
+/// How processes are known, a `tpx_ebpf_abi::Pids`.
+#[unsafe(no_mangle)]
+pub(crate) static PIDS: Global<u32> = Global::new(0);
+/// Device of the PID namespace that the daemon lives in.
+#[unsafe(no_mangle)]
+pub(crate) static PID_DEVICE: Global<u64> = Global::new(0);
+/// Inode of the PID namespace that the daemon lives in.
+#[unsafe(no_mangle)]
+pub(crate) static PID_INODE: Global<u64> = Global::new(0);
 
 #[map]
 pub(crate) static RULES4: LpmTrie<[u8; 4], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
@@ -57,6 +66,10 @@ pub(crate) static BYPASS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(BYP
 pub(crate) static SOCKETS: SockMap = SockMap::with_max_entries(4, 0);
 #[map]
 pub(crate) static HELD: HashMap<Flow, Verdict> = HashMap::with_max_entries(HELD_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static CALLERS: LruHashMap<u64, Owner> = LruHashMap::with_max_entries(CALLERS_MAX, 0);
+#[map]
+pub(crate) static OWNERS: LruHashMap<Flow, Owner> = LruHashMap::with_max_entries(OWNERS_MAX, 0);
 #[map]
 pub(crate) static SYNS: RingBuf = RingBuf::with_byte_size(SYNS_BYTES, 0);
 #[map]

@@ -154,6 +154,7 @@ async fn maps_come_with_flows_virtual_addresses_and_names() {
         at(ip("192.0.2.1")),
         at(virtual_ip),
         at(ip("10.96.0.10")),
+        None,
     );
     let view = match insight.answer(Request::MapsDump, Ok(None)).await {
         Reply::Maps(view) => *view,

@@ -30,6 +30,10 @@ pub const BYPASS: &str = "BYPASS";
 pub const SOCKETS: &str = "SOCKETS";
 /// Hash: [`Flow`](crate::Flow) to [`Verdict`](crate::Verdict).
 pub const HELD: &str = "HELD";
+/// LRU hash: socket cookie (`u64`) to [`Owner`](crate::Owner), between `connect()` and the choice of a source port.
+pub const CALLERS: &str = "CALLERS";
+/// LRU hash: [`Flow`](crate::Flow) to [`Owner`](crate::Owner), until the daemon takes it.
+pub const OWNERS: &str = "OWNERS";
 /// Ring buffer of [`SynRecord`](crate::SynRecord).
 pub const SYNS: &str = "SYNS";
 /// Per-CPU array of one `u32`: the ports of the packet that was looked up last.
@@ -55,6 +59,10 @@ pub const VIRTUAL_MAX: u32 = 65536;
 pub const TARGETS_MAX: u32 = 65536;
 /// Bound on flows whose SYN is held.
 pub const HELD_MAX: u32 = 65536;
+/// Bound on calls of `connect()` at one moment whose callers are remembered: 0.4 MB.
+pub const CALLERS_MAX: u32 = 4096;
+/// Bound on connections whose owners the daemon has not taken yet, more than [`SYNS_BYTES`] holds: 1 MB.
+pub const OWNERS_MAX: u32 = 8192;
 /// Bound on the daemon's own sockets that are remembered; the oldest go first.
 pub const BYPASS_MAX: u32 = 65536;
 /// Size of the ring buffer in bytes: 6,000 SYNs without payload.
@@ -70,6 +78,12 @@ pub mod global {
     pub const SLOT: &str = "SLOT";
     /// `u16`: the port of the sockets that datagrams arrive at.
     pub const DATAGRAM_PORT: &str = "DATAGRAM_PORT";
+    /// `u32`: how processes are known, a [`Pids`](crate::Pids).
+    pub const PIDS: &str = "PIDS";
+    /// `u64`: device of the PID namespace that numbers are of.
+    pub const PID_DEVICE: &str = "PID_DEVICE";
+    /// `u64`: inode of the PID namespace that numbers are of.
+    pub const PID_INODE: &str = "PID_INODE";
 }
 
 /// Names of the programs, as the loader finds them.
@@ -77,6 +91,8 @@ pub mod program {
     /// The hooks on the scope's cgroup.
     pub const CGROUP: [&str; 8] =
         ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
+    /// The program that knows whose streams are, on the scope's cgroup as well.
+    pub const OWNER: &str = "owner";
     /// The sk_lookup program.
     pub const LOOKUP: &str = "lookup";
     /// The socket filter on the listeners.

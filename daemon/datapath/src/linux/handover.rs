@@ -42,6 +42,8 @@ pub struct ExpressFiles {
     pub syns: OwnedFd,
     /// Hash map [`tpx_ebpf_abi::Flow`] to [`tpx_ebpf_abi::Verdict`].
     pub held: OwnedFd,
+    /// LRU hash map [`tpx_ebpf_abi::Flow`] to [`tpx_ebpf_abi::Owner`].
+    pub owners: OwnedFd,
     /// LRU hash map: socket cookie (`u64`) to `u8`. Sockets in it are never touched by any program.
     pub bypass: OwnedFd,
     /// LPM trie `[u8; 4]` to [`tpx_ebpf_abi::Rule`].
@@ -120,7 +122,7 @@ impl Layout {
 
 impl ExpressFiles {
     /// How many there are.
-    pub const COUNT: usize = 19;
+    pub const COUNT: usize = 20;
 
     fn into_fds(self) -> [OwnedFd; Self::COUNT] {
         let [listener4, listener6] = self.listeners;
@@ -133,6 +135,7 @@ impl ExpressFiles {
             raw6,
             self.syns,
             self.held,
+            self.owners,
             self.bypass,
             self.rules4,
             self.rules6,
@@ -156,6 +159,7 @@ impl ExpressFiles {
             raws: [next()?, next()?],
             syns: next()?,
             held: next()?,
+            owners: next()?,
             bypass: next()?,
             rules4: next()?,
             rules6: next()?,

@@ -100,6 +100,7 @@ async fn serve(socket: &Path, cgroup: &Path) -> Result<()> {
         raws: express.raws,
         syns: express.syns,
         held: express.held,
+        owners: express.owners,
         datagrams: express.datagrams,
         targets: express.targets,
     })?;

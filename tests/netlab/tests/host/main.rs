@@ -1,6 +1,7 @@
 //! The privileged half of the datapath on the real kernel.
 
 mod app;
+mod callers;
 mod datagrams;
 mod floor;
 mod names;
@@ -34,6 +35,9 @@ const CASES: &[Case] = &[
     ("workstation_is_the_visible_tree", scopes::workstation),
     ("virtual_tcp_v4_v6_and_mapped", translations::reach),
     ("virtual_addresses_come_and_go", translations::come_and_go),
+    ("connections_have_their_process", callers::short),
+    ("connections_have_their_process_in_every_form", callers::odd),
+    ("connections_without_their_process", callers::left_out),
     ("hidden_subnets_go_where_the_host_leads", translations::hidden),
     ("udp_20000_datagrams_400_destinations_3_sockets", datagrams::many),
     ("udp_connected_v4_v6_and_mapped", datagrams::connected),
@@ -76,6 +80,9 @@ const CASES: &[Case] = &[
 ];
 
 fn main() -> std::process::ExitCode {
+    if callers::asked() {
+        return callers::run();
+    }
     if owner::asked() {
         return owner::run();
     }

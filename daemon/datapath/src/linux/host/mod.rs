@@ -8,6 +8,7 @@ mod desired;
 mod device;
 mod names;
 mod network;
+mod pids;
 mod probe;
 mod programs;
 mod resolved;
@@ -33,7 +34,8 @@ use self::{
     device::Device,
     names::Name,
     network::{Footprint, Network},
-    programs::{Ahead, Programs},
+    pids::PidNamespace,
+    programs::{Ahead, Globals, Programs},
     resolved::Resolved,
     rules::Rule,
     sockets::Datagrams,
@@ -50,6 +52,7 @@ pub struct LinuxHost {
     slot: Slot,
     bus: Option<String>,
     ahead: Option<Ahead>,
+    owners: bool,
     applied: Option<Applied>,
 }
 
@@ -89,13 +92,19 @@ impl LinuxHost {
     /// Changes nothing yet.
     #[must_use]
     pub fn new(slot: Slot) -> Self {
-        Self { slot, bus: None, ahead: None, applied: None }
+        Self { slot, bus: None, ahead: None, owners: true, applied: None }
     }
 
     /// Looks for systemd-resolved at another D-Bus (an address as in `DBUS_SYSTEM_BUS_ADDRESS`) than the system's.
     #[must_use]
     pub fn with_bus(self, address: impl Into<String>) -> Self {
         Self { bus: Some(address.into()), ..self }
+    }
+
+    /// Does without the owners of connections: what they cost can be measured so.
+    #[must_use]
+    pub fn without_owners(self) -> Self {
+        Self { owners: false, ..self }
     }
 
     /// Says that a first plan will come soon: what can be read ahead is read while the caller goes on.
@@ -143,7 +152,9 @@ impl LinuxHost {
 
     fn express(&mut self, device: &Device, ipv6: bool) -> Result<Express, HostError> {
         let datagrams = Datagrams::open(self.slot, ipv6)?;
-        let mut programs = Programs::load(self.slot, device.index, datagrams.port, self.ahead.take())?;
+        let pids = if self.owners { PidNamespace::own() } else { PidNamespace::NONE };
+        let globals = Globals { slot: self.slot, device: device.index, port: datagrams.port, pids };
+        let mut programs = Programs::load(globals, self.ahead.take())?;
         datagrams.register(&mut programs)?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
         let raws = sockets::raws(self.slot, ipv6)?;
@@ -279,6 +290,7 @@ impl Express {
             raws: pair(&self.raws)?,
             syns: maps.syns,
             held: maps.held,
+            owners: maps.owners,
             bypass: maps.bypass,
             rules4: maps.rules4,
             rules6: maps.rules6,

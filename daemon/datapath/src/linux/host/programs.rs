@@ -10,23 +10,29 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, IterableMap as _, LpmTrie, Map, MapData, SockMap, lpm_trie::Key},
-    programs::{CgroupAttachMode, CgroupSockAddr, SkLookup, SocketFilter, cgroup_sock_addr::CgroupSockAddrLink},
+    programs::{
+        CgroupAttachMode, CgroupSockAddr, SkLookup, SockOps, SocketFilter, cgroup_sock_addr::CgroupSockAddrLink,
+        sock_ops::SockOpsLink,
+    },
 };
 use ipnet::IpNet;
 use tokio::task::JoinHandle;
 use tpx_core::plan::Scope;
 use tpx_ebpf_abi::{
-    Action, Rule,
+    Action, Pids, Rule,
     maps::{self, program},
     slot::Slot,
 };
 
-use super::{cgroup, failed, system};
+use super::{cgroup, failed, pids::PidNamespace, system};
 use crate::{HostError, linux::sys};
 
 /// Loaded programs. Dropping it detaches and unloads them.
 pub(super) struct Programs {
     hooks: Vec<CgroupSockAddrLink>,
+    owner: Option<SockOpsLink>,
+    /// Whether connections have owners.
+    owned: bool,
     bpf: Ebpf,
     rules4: LpmTrie<MapData, [u8; 4], Rule>,
     rules6: LpmTrie<MapData, [u8; 16], Rule>,
@@ -45,6 +51,7 @@ struct Names<K: aya::Pod> {
 pub(super) struct MapFiles {
     pub(super) syns: OwnedFd,
     pub(super) held: OwnedFd,
+    pub(super) owners: OwnedFd,
     pub(super) bypass: OwnedFd,
     pub(super) rules4: OwnedFd,
     pub(super) rules6: OwnedFd,
@@ -62,6 +69,18 @@ impl std::fmt::Debug for Programs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Programs").field("hooks", &self.hooks.len()).finish_non_exhaustive()
     }
+}
+
+/// What the programs are loaded for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Globals {
+    pub(super) slot: Slot,
+    /// The index of its device.
+    pub(super) device: u32,
+    /// Where datagrams arrive.
+    pub(super) port: u16,
+    /// Whose numbers processes have.
+    pub(super) pids: PidNamespace,
 }
 
 /// Passes on what the programs log, until it is dropped.
@@ -89,14 +108,18 @@ impl Ahead {
 }
 
 impl Programs {
-    /// Loads all programs for a slot whose device has the index `device` and whose datagrams arrive at `port`, and
-    /// attaches the one that steers packets: without rules it does nothing.
-    pub(super) fn load(slot: Slot, device: u32, port: u16, ahead: Option<Ahead>) -> Result<Self, HostError> {
-        let mut bpf = object(slot, device, port, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
+    /// Loads all programs, and attaches the one that steers packets: without rules it does nothing.
+    pub(super) fn load(globals: Globals, ahead: Option<Ahead>) -> Result<Self, HostError> {
+        let mut bpf = object(globals, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
         let log = read_log(&mut bpf);
         for name in program::CGROUP {
             let hook: &mut CgroupSockAddr = get(&mut bpf, name)?;
             hook.load().map_err(|e| load_failed(name, &e))?;
+        }
+        let owned = globals.pids.kind != Pids::Off;
+        if owned {
+            let owner: &mut SockOps = get(&mut bpf, program::OWNER)?;
+            owner.load().map_err(|e| load_failed(program::OWNER, &e))?;
         }
         let hold: &mut SocketFilter = get(&mut bpf, program::HOLD)?;
         hold.load().map_err(|e| load_failed(program::HOLD, &e))?;
@@ -108,7 +131,7 @@ impl Programs {
         let rules6 = take(&mut bpf, maps::RULES6)?;
         let names4 = Names { own: take(&mut bpf, maps::NAMES4)?, server: take(&mut bpf, maps::SERVERS4)? };
         let names6 = Names { own: take(&mut bpf, maps::NAMES6)?, server: take(&mut bpf, maps::SERVERS6)? };
-        Ok(Self { hooks: Vec::new(), bpf, rules4, rules6, names4, names6, _log: log })
+        Ok(Self { hooks: Vec::new(), owner: None, owned, bpf, rules4, rules6, names4, names6, _log: log })
     }
 
     /// Attaches the hooks to a scope's cgroup, then detaches them from the one before.
@@ -122,6 +145,14 @@ impl Programs {
             let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(), &e))?;
             hooks.push(hook.take_link(id).map_err(|e| failed(what(), &e))?);
         }
+        self.owner = if self.owned {
+            let owner: &mut SockOps = get(&mut self.bpf, program::OWNER)?;
+            let what = || format!("attach {} to {}", program::OWNER, path.display());
+            let id = owner.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(), &e))?;
+            Some(owner.take_link(id).map_err(|e| failed(what(), &e))?)
+        } else {
+            None
+        };
         self.hooks = hooks;
         Ok(())
     }
@@ -188,6 +219,7 @@ impl Programs {
         Ok(MapFiles {
             syns: named(maps::SYNS)?,
             held: named(maps::HELD)?,
+            owners: named(maps::OWNERS)?,
             bypass: named(maps::BYPASS)?,
             rules4: copy(self.rules4.map())?,
             rules6: copy(self.rules6.map())?,
@@ -217,11 +249,12 @@ impl<K: aya::Pod> Names<K> {
 }
 
 /// Loads the maps, and the programs as far as memory.
-fn object(slot: Slot, device: u32, port: u16, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
+fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
-    let index = slot.index();
+    let Globals { slot, device, port, pids } = globals;
+    let (index, kind) = (slot.index(), pids.kind as u32);
     // It borrows what is above from here on.
     let mut loader: EbpfLoader<'_> = loader;
     loader
@@ -229,6 +262,9 @@ fn object(slot: Slot, device: u32, port: u16, loader: EbpfLoader<'static>) -> Re
         .override_global(maps::global::DEVICE, &device, true)
         .override_global(maps::global::SLOT, &index, true)
         .override_global(maps::global::DATAGRAM_PORT, &port, true)
+        .override_global(maps::global::PIDS, &kind, true)
+        .override_global(maps::global::PID_DEVICE, &pids.device, true)
+        .override_global(maps::global::PID_INODE, &pids.inode, true)
         .load(super::probe::programs().map_err(|why| HostError::Unsupported(why.into()))?)
         .map_err(|e| failed("load the kernel programs' maps", &e))
 }
