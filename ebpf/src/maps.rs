@@ -5,11 +5,13 @@ use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use tpx_ebpf_abi::{
-    Counter, Flow, Owner, Rule, Target, Verdict,
-    maps::{BYPASS_MAX, CALLERS_MAX, HELD_MAX, OWNERS_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
+    Counter, Flow, Owner, Policy, Rule, Target, Verdict,
+    maps::{
+        BYPASS_MAX, CALLERS_MAX, DENY_PORTS_MAX, HELD_MAX, OWNERS_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX,
+    },
     mark,
     slot::{NAMES, Slot},
 };
@@ -26,6 +28,9 @@ static SLOT: Global<u32> = Global::new(0);
 /// Port of the daemon's sockets that datagrams arrive at.
 #[unsafe(no_mangle)]
 pub(crate) static DATAGRAM_PORT: Global<u16> = Global::new(0);
+/// Not zero: the kernel lets a program say what a refused call ends with.
+#[unsafe(no_mangle)]
+pub(crate) static RETVAL: Global<u32> = Global::new(0);
 /// How processes are known, a `tpx_ebpf_abi::Pids`.
 #[unsafe(no_mangle)]
 pub(crate) static PIDS: Global<u32> = Global::new(0);
@@ -40,6 +45,14 @@ pub(crate) static PID_INODE: Global<u64> = Global::new(0);
 pub(crate) static RULES4: LpmTrie<[u8; 4], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
 #[map]
 pub(crate) static RULES6: LpmTrie<[u8; 16], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
+#[map]
+pub(crate) static POLICY: Array<Policy> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static DENY4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(RULES_MAX, 0);
+#[map]
+pub(crate) static DENY6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(RULES_MAX, 0);
+#[map]
+pub(crate) static DENY_PORTS: HashMap<u16, u8> = HashMap::with_max_entries(DENY_PORTS_MAX, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static NAMES4: HashMap<[u8; 4], [u8; 4]> = HashMap::with_max_entries(NAMES as u32, 0);
 #[map]

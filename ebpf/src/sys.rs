@@ -7,15 +7,18 @@ use aya_ebpf::{
     bindings::{BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_pidns_info, bpf_sock},
     helpers::generated::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_netns_cookie,
-        bpf_get_ns_current_pid_tgid, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_setsockopt, bpf_skb_load_bytes,
-        bpf_skb_load_bytes_relative,
+        bpf_get_ns_current_pid_tgid, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval, bpf_setsockopt,
+        bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
     },
     maps::{HashMap, ring_buf::RingBufEntry},
     programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockOpsContext},
 };
 use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, Kind, Owner, Pids, SynRecord, Verdict, mark, v4_mapped};
 
-use crate::maps::{BYPASS, NETNS_COOKIE, PID_DEVICE, PID_INODE, PIDS, count, reinject_mark};
+use crate::{
+    maps::{BYPASS, NETNS_COOKIE, PID_DEVICE, PID_INODE, PIDS, RETVAL, count, reinject_mark},
+    policy::Outcome,
+};
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
@@ -124,6 +127,32 @@ impl Call<'_> {
         }
     }
 
+    /// Lets the call go on as `outcome` says; what the program returns.
+    #[inline(always)]
+    pub(crate) fn end4(&self, outcome: Outcome<[u8; 4]>) -> i32 {
+        match outcome {
+            Outcome::Same => 1,
+            Outcome::Other(ip, port) => {
+                self.put4(Some((ip, port)));
+                1
+            }
+            Outcome::Denied(errno) => refuse(errno),
+        }
+    }
+
+    /// As [`end4`](Self::end4).
+    #[inline(always)]
+    pub(crate) fn end6(&self, outcome: Outcome<[u8; 16]>) -> i32 {
+        match outcome {
+            Outcome::Same => 1,
+            Outcome::Other(ip, port) => {
+                self.put6(Some((ip, port)));
+                1
+            }
+            Outcome::Denied(errno) => refuse(errno),
+        }
+    }
+
     /// What the socket carries.
     #[inline(always)]
     pub(crate) fn kind(&self) -> Kind {
@@ -214,6 +243,17 @@ impl Call<'_> {
         // SAFETY: the value is on our stack and `len` bytes long.
         unsafe { bpf_setsockopt(self.0.as_ptr(), SOL_SOCKET, option, (&raw mut *value).cast(), len) == 0 }
     }
+}
+
+/// Ends the call with an error; what the program returns. On a kernel without the helper, which the verifier then does not
+/// get to see, the error is EPERM.
+#[inline(always)]
+fn refuse(errno: u32) -> i32 {
+    if RETVAL.load() != 0 {
+        // SAFETY: the helper takes a number.
+        unsafe { bpf_set_retval(-(errno as i32)) };
+    }
+    0
 }
 
 /// Who makes this call, which has to be in a hook that runs inside it.

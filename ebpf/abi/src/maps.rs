@@ -4,6 +4,15 @@
 pub const RULES4: &str = "RULES4";
 /// LPM trie: IPv6 prefix to [`Rule`](crate::Rule).
 pub const RULES6: &str = "RULES6";
+/// Array of one [`Policy`](crate::Policy).
+pub const POLICY: &str = "POLICY";
+/// LPM trie: IPv4 prefix that is denied, to `u32`. Apart from the rules, because these say what enters the tunnel, and
+/// the most specific of them wins: a wide denial would lose.
+pub const DENY4: &str = "DENY4";
+/// LPM trie: IPv6 prefix that is denied, to `u32`.
+pub const DENY6: &str = "DENY6";
+/// Hash: denied port (`u16`) to `u8`.
+pub const DENY_PORTS: &str = "DENY_PORTS";
 /// Hash: IPv4 name server to tpx's own DNS address.
 pub const NAMES4: &str = "NAMES4";
 /// Hash: IPv6 name server to tpx's own DNS address.
@@ -53,6 +62,8 @@ pub const DATAGRAMS6: u32 = 3;
 
 /// Bound on the rules of one family: all four lists of a plan.
 pub const RULES_MAX: u32 = 4096;
+/// Bound on denied ports.
+pub const DENY_PORTS_MAX: u32 = 1024;
 /// Bound on the virtual addresses of one family that the kernel translates.
 pub const VIRTUAL_MAX: u32 = 65536;
 /// Bound on the destinations of datagrams in the life of a datapath.
@@ -78,6 +89,8 @@ pub mod global {
     pub const SLOT: &str = "SLOT";
     /// `u16`: the port of the sockets that datagrams arrive at.
     pub const DATAGRAM_PORT: &str = "DATAGRAM_PORT";
+    /// `u32`: not zero where a program may say what a refused call ends with (Linux 5.18); elsewhere it is EPERM.
+    pub const RETVAL: &str = "RETVAL";
     /// `u32`: how processes are known, a [`Pids`](crate::Pids).
     pub const PIDS: &str = "PIDS";
     /// `u64`: device of the PID namespace that numbers are of.

@@ -50,6 +50,12 @@ pub struct ExpressFiles {
     pub rules4: OwnedFd,
     /// LPM trie `[u8; 16]` to [`tpx_ebpf_abi::Rule`].
     pub rules6: OwnedFd,
+    /// LPM trie of `[u8; 4]`: what is denied.
+    pub deny4: OwnedFd,
+    /// LPM trie of `[u8; 16]`: what is denied.
+    pub deny6: OwnedFd,
+    /// Hash map of `u16`: denied ports.
+    pub deny_ports: OwnedFd,
     /// Hash map `[u8; 4]` to `[u8; 4]`: name server to tpx's own DNS address.
     pub names4: OwnedFd,
     /// Hash map `[u8; 16]` to `[u8; 16]`: name server to tpx's own DNS address.
@@ -122,7 +128,7 @@ impl Layout {
 
 impl ExpressFiles {
     /// How many there are.
-    pub const COUNT: usize = 20;
+    pub const COUNT: usize = 23;
 
     fn into_fds(self) -> [OwnedFd; Self::COUNT] {
         let [listener4, listener6] = self.listeners;
@@ -139,6 +145,9 @@ impl ExpressFiles {
             self.bypass,
             self.rules4,
             self.rules6,
+            self.deny4,
+            self.deny6,
+            self.deny_ports,
             self.names4,
             self.names6,
             datagrams4,
@@ -163,6 +172,9 @@ impl ExpressFiles {
             bypass: next()?,
             rules4: next()?,
             rules6: next()?,
+            deny4: next()?,
+            deny6: next()?,
+            deny_ports: next()?,
             names4: next()?,
             names6: next()?,
             datagrams: [next()?, next()?],

@@ -7,6 +7,7 @@ mod floor;
 mod names;
 mod neighbour;
 mod owner;
+mod policy;
 mod relay;
 mod remains;
 mod resolved;
@@ -38,6 +39,11 @@ const CASES: &[Case] = &[
     ("connections_have_their_process", callers::short),
     ("connections_have_their_process_in_every_form", callers::odd),
     ("connections_without_their_process", callers::left_out),
+    ("policy_denies_tcp_and_udp", policy::denies),
+    ("policy_says_what_it_is_told", policy::refuses),
+    ("policy_looks_behind_virtual_addresses", policy::behind),
+    ("policy_comes_and_goes", policy::come_and_go),
+    ("policy_is_for_the_tunnel_only", policy::tunnel_only),
     ("hidden_subnets_go_where_the_host_leads", translations::hidden),
     ("udp_20000_datagrams_400_destinations_3_sockets", datagrams::many),
     ("udp_connected_v4_v6_and_mapped", datagrams::connected),

@@ -4,6 +4,7 @@
 //! dies. Policy rules do not; one that is left over leads to an empty table, and the next start sweeps it away.
 
 mod cgroup;
+mod denials;
 mod desired;
 mod device;
 mod names;
@@ -222,6 +223,8 @@ impl Applied {
             self.state.routes.insert((*table, *net));
         }
         if let Some(express) = &mut self.express {
+            // What is denied is so before it is steered.
+            express.programs.deny(&want.denials)?;
             for (net, action) in &want.rules {
                 if self.state.rules.get(net) != Some(action) {
                     express.programs.set_rule(*net, *action)?;
@@ -294,6 +297,9 @@ impl Express {
             bypass: maps.bypass,
             rules4: maps.rules4,
             rules6: maps.rules6,
+            deny4: maps.deny4,
+            deny6: maps.deny6,
+            deny_ports: maps.deny_ports,
             names4: maps.names4,
             names6: maps.names6,
             datagrams: self.datagrams.copies()?,

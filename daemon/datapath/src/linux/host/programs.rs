@@ -24,7 +24,13 @@ use tpx_ebpf_abi::{
     slot::Slot,
 };
 
-use super::{cgroup, failed, pids::PidNamespace, system};
+use super::{
+    cgroup,
+    denials::{Denials, Denied},
+    failed,
+    pids::PidNamespace,
+    system,
+};
 use crate::{HostError, linux::sys};
 
 /// Loaded programs. Dropping it detaches and unloads them.
@@ -38,6 +44,7 @@ pub(super) struct Programs {
     rules6: LpmTrie<MapData, [u8; 16], Rule>,
     names4: Names<[u8; 4]>,
     names6: Names<[u8; 16]>,
+    denied: Denied,
     _log: Option<Log>,
 }
 
@@ -55,6 +62,9 @@ pub(super) struct MapFiles {
     pub(super) bypass: OwnedFd,
     pub(super) rules4: OwnedFd,
     pub(super) rules6: OwnedFd,
+    pub(super) deny4: OwnedFd,
+    pub(super) deny6: OwnedFd,
+    pub(super) deny_ports: OwnedFd,
     pub(super) names4: OwnedFd,
     pub(super) names6: OwnedFd,
     pub(super) virtual4: OwnedFd,
@@ -131,7 +141,13 @@ impl Programs {
         let rules6 = take(&mut bpf, maps::RULES6)?;
         let names4 = Names { own: take(&mut bpf, maps::NAMES4)?, server: take(&mut bpf, maps::SERVERS4)? };
         let names6 = Names { own: take(&mut bpf, maps::NAMES6)?, server: take(&mut bpf, maps::SERVERS6)? };
-        Ok(Self { hooks: Vec::new(), owner: None, owned, bpf, rules4, rules6, names4, names6, _log: log })
+        let denied = Denied::new(
+            take(&mut bpf, maps::DENY4)?,
+            take(&mut bpf, maps::DENY6)?,
+            take(&mut bpf, maps::DENY_PORTS)?,
+            take(&mut bpf, maps::POLICY)?,
+        );
+        Ok(Self { hooks: Vec::new(), owner: None, owned, bpf, rules4, rules6, names4, names6, denied, _log: log })
     }
 
     /// Attaches the hooks to a scope's cgroup, then detaches them from the one before.
@@ -189,6 +205,11 @@ impl Programs {
         .map_err(|e| failed(format!("remove the rule for {net}"), &e))
     }
 
+    /// Makes `want` all that is denied.
+    pub(super) fn deny(&mut self, want: &Denials) -> Result<(), HostError> {
+        self.denied.become_like(want).map_err(|e| failed("change what is denied", &e))
+    }
+
     /// Exchanges a name server for tpx's own address of the same family.
     pub(super) fn set_name(&mut self, server: IpAddr, own: IpAddr) -> Result<(), HostError> {
         match (server, own) {
@@ -223,6 +244,9 @@ impl Programs {
             bypass: named(maps::BYPASS)?,
             rules4: copy(self.rules4.map())?,
             rules6: copy(self.rules6.map())?,
+            deny4: copy(self.denied.nets4.map())?,
+            deny6: copy(self.denied.nets6.map())?,
+            deny_ports: copy(self.denied.ports.map())?,
             names4: copy(self.names4.own.map())?,
             names6: copy(self.names6.own.map())?,
             virtual4: named(maps::VIRTUAL4)?,
@@ -255,6 +279,7 @@ fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostErr
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
     let Globals { slot, device, port, pids } = globals;
     let (index, kind) = (slot.index(), pids.kind as u32);
+    let retval = u32::from(super::probe::names_errors());
     // It borrows what is above from here on.
     let mut loader: EbpfLoader<'_> = loader;
     loader
@@ -262,6 +287,7 @@ fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostErr
         .override_global(maps::global::DEVICE, &device, true)
         .override_global(maps::global::SLOT, &index, true)
         .override_global(maps::global::DATAGRAM_PORT, &port, true)
+        .override_global(maps::global::RETVAL, &retval, true)
         .override_global(maps::global::PIDS, &kind, true)
         .override_global(maps::global::PID_DEVICE, &pids.device, true)
         .override_global(maps::global::PID_INODE, &pids.inode, true)
