@@ -7,27 +7,26 @@ use tpx_ebpf_abi::{Counter, Road, Rule, decide, slot, v4_in};
 use crate::{
     datagrams,
     maps::{BOUND, DATAGRAM_PORT, RULES4, RULES6, VIRTUAL4, VIRTUAL6, count, is_tree, member_mark, steer_mark},
-    names,
+    names, owner,
+    policy::{self, Outcome},
     sys::{Call, found, mapped},
 };
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
-    call.put4(towards4(&call, call.ip4()));
-    1
+    call.end4(towards4(&call, call.ip4()))
 }
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
     let ip = call.ip6();
-    let other = match v4_in(&ip) {
+    let outcome = match v4_in(&ip) {
         Some(v4) => towards4(&call, v4).map(mapped),
         None => towards6(&call, ip),
     };
-    call.put6(other);
-    1
+    call.end6(outcome)
 }
 
 /// The most specific rule for an IPv4 address.
@@ -42,11 +41,23 @@ pub(crate) fn rule6(ip: [u8; 16]) -> Option<Rule> {
     RULES6.get(Key::new(128, ip)).copied()
 }
 
-/// Acts on the socket; returns the address and port to connect to instead.
+/// Acts on the socket; says where to connect to instead.
 #[inline(always)]
-fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
+fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Outcome<[u8; 4]> {
     let own = names::own4(call, ip);
-    match decide(call.kind(), call.port(), own.is_some(), rule4(ip)) {
+    let road = decide(call.kind(), call.port(), own.is_some(), rule4(ip));
+    if road.enters()
+        && let Some(errno) = policy::denied4(call, ip)
+    {
+        return Outcome::Denied(errno);
+    }
+    follow4(call, ip, own, road).into()
+}
+
+/// Returns the address and port to connect to instead.
+#[inline(always)]
+fn follow4(call: &Call<'_>, ip: [u8; 4], own: Option<[u8; 4]>, road: Road) -> Option<([u8; 4], u16)> {
+    match road {
         Road::Steer if steer(call) => None,
         Road::Translate if steer(call) => {
             // One that the listener would not be given keeps its virtual address: then the daemon translates it.
@@ -65,9 +76,21 @@ fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
 
 /// As [`towards4`].
 #[inline(always)]
-fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
+fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Outcome<[u8; 16]> {
     let own = names::own6(call, ip);
-    match decide(call.kind(), call.port(), own.is_some(), rule6(ip)) {
+    let road = decide(call.kind(), call.port(), own.is_some(), rule6(ip));
+    if road.enters()
+        && let Some(errno) = policy::denied6(call, ip)
+    {
+        return Outcome::Denied(errno);
+    }
+    follow6(call, ip, own, road).into()
+}
+
+/// As [`follow4`].
+#[inline(always)]
+fn follow6(call: &Call<'_>, ip: [u8; 16], own: Option<[u8; 16]>, road: Road) -> Option<([u8; 16], u16)> {
+    match road {
         Road::Steer if steer(call) => None,
         Road::Translate if steer(call) => {
             let real = found(VIRTUAL6.get_ptr(ip)).filter(|real| rule6(*real).is_some_and(Rule::accepts));
@@ -90,6 +113,9 @@ fn steer(call: &Call<'_>) -> bool {
         return false;
     }
     let done = call.set_mark(steer_mark()) && call.unbind_device();
+    if done {
+        owner::note(call);
+    }
     if is_tree() {
         note_source(call);
     }

@@ -5,11 +5,14 @@ use aya_ebpf::{
     Global,
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use tpx_ebpf_abi::{
-    Counter, Flow, Rule, Target, Verdict,
-    maps::{BOUND_MAX, BYPASS_MAX, HELD_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
+    Counter, Flow, Owner, Policy, Rule, Target, Verdict,
+    maps::{
+        BOUND_MAX, BYPASS_MAX, CALLERS_MAX, DENY_PORTS_MAX, HELD_MAX, OWNERS_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX,
+        VIRTUAL_MAX,
+    },
     mark,
     slot::{NAMES, Slot},
 };
@@ -29,11 +32,31 @@ static TREE: Global<u8> = Global::new(0);
 /// Port of the daemon's sockets that datagrams arrive at.
 #[unsafe(no_mangle)]
 pub(crate) static DATAGRAM_PORT: Global<u16> = Global::new(0);
+/// Not zero: the kernel lets a program say what a refused call ends with.
+#[unsafe(no_mangle)]
+pub(crate) static RETVAL: Global<u32> = Global::new(0);
+/// How processes are known, a `tpx_ebpf_abi::Pids`.
+#[unsafe(no_mangle)]
+pub(crate) static PIDS: Global<u32> = Global::new(0);
+/// Device of the PID namespace that the daemon lives in.
+#[unsafe(no_mangle)]
+pub(crate) static PID_DEVICE: Global<u64> = Global::new(0);
+/// Inode of the PID namespace that the daemon lives in.
+#[unsafe(no_mangle)]
+pub(crate) static PID_INODE: Global<u64> = Global::new(0);
 
 #[map]
 pub(crate) static RULES4: LpmTrie<[u8; 4], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
 #[map]
 pub(crate) static RULES6: LpmTrie<[u8; 16], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
+#[map]
+pub(crate) static POLICY: Array<Policy> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static DENY4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(RULES_MAX, 0);
+#[map]
+pub(crate) static DENY6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(RULES_MAX, 0);
+#[map]
+pub(crate) static DENY_PORTS: HashMap<u16, u8> = HashMap::with_max_entries(DENY_PORTS_MAX, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static NAMES4: HashMap<[u8; 4], [u8; 4]> = HashMap::with_max_entries(NAMES as u32, 0);
 #[map]
@@ -62,6 +85,10 @@ pub(crate) static BOUND: LruHashMap<Target, u8> = LruHashMap::with_max_entries(B
 pub(crate) static SOCKETS: SockMap = SockMap::with_max_entries(4, 0);
 #[map]
 pub(crate) static HELD: HashMap<Flow, Verdict> = HashMap::with_max_entries(HELD_MAX, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static CALLERS: LruHashMap<u64, Owner> = LruHashMap::with_max_entries(CALLERS_MAX, 0);
+#[map]
+pub(crate) static OWNERS: LruHashMap<Flow, Owner> = LruHashMap::with_max_entries(OWNERS_MAX, 0);
 #[map]
 pub(crate) static SYNS: RingBuf = RingBuf::with_byte_size(SYNS_BYTES, 0);
 #[map]

@@ -8,26 +8,25 @@ use crate::{
     datagrams,
     maps::{DATAGRAM_PORT, REAL4, REAL6, count, steer_mark},
     names,
+    policy::{self, Outcome},
     sys::{Call, found, mapped},
 };
 
 #[cgroup_sock_addr(sendmsg4)]
 pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
-    call.put4(towards4(&call, call.ip4()));
-    1
+    call.end4(towards4(&call, call.ip4()))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
     let ip = call.ip6();
-    let other = match v4_in(&ip) {
+    let outcome = match v4_in(&ip) {
         Some(v4) => towards4(&call, v4).map(mapped),
         None => towards6(&call, ip),
     };
-    call.put6(other);
-    1
+    call.end6(outcome)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
@@ -66,30 +65,44 @@ pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 /// Where a datagram goes instead.
 #[inline(always)]
-fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
+fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Outcome<[u8; 4]> {
     let own = names::own4(call, ip);
-    match decide(call.kind(), call.port(), own.is_some(), rule4(ip)) {
-        Road::Name if names::may_exchange(call) => Some((own?, slot::DNS_PORT)),
-        Road::Encode => Some((datagrams::encode4(call, ip)?, DATAGRAM_PORT.load())),
+    let road = decide(call.kind(), call.port(), own.is_some(), rule4(ip));
+    if road.enters()
+        && let Some(errno) = policy::denied4(call, ip)
+    {
+        return Outcome::Denied(errno);
+    }
+    let other = match road {
+        Road::Name if names::may_exchange(call) => own.map(|own| (own, slot::DNS_PORT)),
+        Road::Encode => datagrams::encode4(call, ip).map(|ip| (ip, DATAGRAM_PORT.load())),
         _ => {
             join(call);
             None
         }
-    }
+    };
+    other.into()
 }
 
 /// As [`towards4`].
 #[inline(always)]
-fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
+fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Outcome<[u8; 16]> {
     let own = names::own6(call, ip);
-    match decide(call.kind(), call.port(), own.is_some(), rule6(ip)) {
-        Road::Name if names::may_exchange(call) => Some((own?, slot::DNS_PORT)),
-        Road::Encode => Some((datagrams::encode6(call, ip)?, DATAGRAM_PORT.load())),
+    let road = decide(call.kind(), call.port(), own.is_some(), rule6(ip));
+    if road.enters()
+        && let Some(errno) = policy::denied6(call, ip)
+    {
+        return Outcome::Denied(errno);
+    }
+    let other = match road {
+        Road::Name if names::may_exchange(call) => own.map(|own| (own, slot::DNS_PORT)),
+        Road::Encode => datagrams::encode6(call, ip).map(|ip| (ip, DATAGRAM_PORT.load())),
         _ => {
             join(call);
             None
         }
-    }
+    };
+    other.into()
 }
 
 /// Whom the address of a call stands for.

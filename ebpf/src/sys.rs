@@ -4,17 +4,25 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::bpf_sock,
+    bindings::{BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_pidns_info, bpf_sock},
     helpers::generated::{
-        bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_setsockopt, bpf_skb_load_bytes,
-        bpf_skb_load_bytes_relative,
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_netns_cookie,
+        bpf_get_ns_current_pid_tgid, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval, bpf_setsockopt,
+        bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
     },
     maps::{HashMap, ring_buf::RingBufEntry},
-    programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockContext},
+    programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
-use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, Kind, SynRecord, Target, Verdict, mark, slot::Slot, v4_mapped};
+use tpx_ebpf_abi::{
+    Counter, Flow, IP_HEADER_MAX, Kind, Owner, Pids, SynRecord, Target, Verdict, mark, slot::Slot, v4_mapped,
+};
 
-use crate::maps::{BYPASS, NETNS_COOKIE, count, member_mark, own_slot, reinject_mark};
+use crate::{
+    maps::{
+        BYPASS, NETNS_COOKIE, PID_DEVICE, PID_INODE, PIDS, RETVAL, count, member_mark, own_slot, reinject_mark,
+    },
+    policy::Outcome,
+};
 
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
@@ -123,6 +131,32 @@ impl Call<'_> {
         }
     }
 
+    /// Lets the call go on as `outcome` says; what the program returns.
+    #[inline(always)]
+    pub(crate) fn end4(&self, outcome: Outcome<[u8; 4]>) -> i32 {
+        match outcome {
+            Outcome::Same => 1,
+            Outcome::Other(ip, port) => {
+                self.put4(Some((ip, port)));
+                1
+            }
+            Outcome::Denied(errno) => refuse(errno),
+        }
+    }
+
+    /// As [`end4`](Self::end4).
+    #[inline(always)]
+    pub(crate) fn end6(&self, outcome: Outcome<[u8; 16]>) -> i32 {
+        match outcome {
+            Outcome::Same => 1,
+            Outcome::Other(ip, port) => {
+                self.put6(Some((ip, port)));
+                1
+            }
+            Outcome::Denied(errno) => refuse(errno),
+        }
+    }
+
     /// What the socket carries.
     #[inline(always)]
     pub(crate) fn kind(&self) -> Kind {
@@ -164,10 +198,8 @@ impl Call<'_> {
             count(Counter::ForeignNetns);
             return false;
         }
-        // SAFETY: as above.
-        let cookie = unsafe { bpf_get_socket_cookie(self.0.as_ptr()) };
         let others = self.socket().is_some_and(|s| mark::is_others(s.mark, own_slot()));
-        let exempt = BYPASS.get_ptr(cookie).is_some();
+        let exempt = BYPASS.get_ptr(self.cookie()).is_some();
         if exempt && self.has_mark(member_mark()) {
             // Its daemon belongs to the process tree that it serves: not even the floor is for this one.
             self.set_mark(0);
@@ -177,6 +209,13 @@ impl Call<'_> {
             return false;
         }
         true
+    }
+
+    /// The socket's number, never given to another one.
+    #[inline(always)]
+    pub(crate) fn cookie(&self) -> u64 {
+        // SAFETY: the helper takes the context as it came.
+        unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
     }
 
     /// Whether our bits of the socket's mark are `ours`.
@@ -251,6 +290,77 @@ impl NewSocket<'_> {
     pub(crate) fn set_mark(&self, ours: u32) {
         // SAFETY: the kernel's context lives as long as the program runs; this field may be written.
         unsafe { (*self.0.sock).mark = mark::with((*self.0.sock).mark, ours) }
+    }
+}
+
+/// Ends the call with an error; what the program returns. On a kernel without the helper, which the verifier then does not
+/// get to see, the error is EPERM.
+#[inline(always)]
+fn refuse(errno: u32) -> i32 {
+    if RETVAL.load() != 0 {
+        // SAFETY: the helper takes a number.
+        unsafe { bpf_set_retval(-(errno as i32)) };
+    }
+    0
+}
+
+/// Who makes this call, which has to be in a hook that runs inside it.
+#[inline(always)]
+pub(crate) fn caller() -> Option<Owner> {
+    let mut owner = Owner { pid: pid()?, ..Owner::default() };
+    // SAFETY: the helpers take nothing, and room for as many bytes as they are told.
+    unsafe {
+        owner.uid = bpf_get_current_uid_gid() as u32;
+        bpf_get_current_comm((&raw mut owner.comm).cast(), size_of_val(&owner.comm) as u32);
+    }
+    Some(owner)
+}
+
+/// The number of the process that makes this call, as the daemon knows it. The verifier knows the loader's choice and does
+/// not look at the other branch, whose helper an older kernel lacks.
+#[inline(always)]
+fn pid() -> Option<u32> {
+    if PIDS.load() != Pids::Namespace as u32 {
+        // SAFETY: the helper takes nothing.
+        return Some((unsafe { bpf_get_current_pid_tgid() } >> 32) as u32);
+    }
+    let mut found = bpf_pidns_info { pid: 0, tgid: 0 };
+    let len = size_of::<bpf_pidns_info>() as u32;
+    // SAFETY: room for `len` bytes.
+    let result = unsafe { bpf_get_ns_current_pid_tgid(PID_DEVICE.load(), PID_INODE.load(), &raw mut found, len) };
+    (result == 0).then_some(found.tgid)
+}
+
+/// A TCP socket that something happens to.
+pub(crate) struct Opening<'a>(pub(crate) &'a SockOpsContext);
+
+impl Opening<'_> {
+    /// Whether it is about to send its SYN: all its addresses are known.
+    #[inline(always)]
+    pub(crate) fn is_connecting(&self) -> bool {
+        self.0.op() == BPF_SOCK_OPS_TCP_CONNECT_CB
+    }
+
+    /// As [`Call::cookie`].
+    #[inline(always)]
+    pub(crate) fn cookie(&self) -> u64 {
+        // SAFETY: the helper takes the context as it came.
+        unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    /// The addresses of its packets. Those of an IPv6 socket may be IPv4-mapped, as a flow's are.
+    #[inline(always)]
+    pub(crate) fn flow(&self) -> Flow {
+        let (src, dst) = if self.0.family() == AF_INET {
+            (v4_mapped(self.0.local_ip4().to_ne_bytes()), v4_mapped(self.0.remote_ip4().to_ne_bytes()))
+        } else {
+            // SAFETY: the kernel's context lives as long as the program runs.
+            unsafe { (words(&raw const (*self.0.ops).local_ip6), words(&raw const (*self.0.ops).remote_ip6)) }
+        };
+        // One port is in host order, the other one in network order and in the upper half.
+        let sport = (self.0.local_port() as u16).to_be_bytes();
+        let [_, _, high, low] = self.0.remote_port().to_ne_bytes();
+        Flow { src, dst, sport, dport: [high, low] }
     }
 }
 

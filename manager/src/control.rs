@@ -86,10 +86,24 @@ impl Manager for Control {
         &self,
         request: Request<proto::WatchFactsRequest>,
     ) -> Result<Response<Self::WatchFactsStream>, Status> {
-        let over = self.sessions.end(&request.into_inner().session_id).ok_or_else(Self::over)?;
+        let proto::WatchFactsRequest { session_id, addresses_of } = request.into_inner();
+        if addresses_of.len() > Facts::MAX_ASKED {
+            return Err(Status::invalid_argument(format!("addresses of more than {} namespaces", Facts::MAX_ASKED)));
+        }
+        let over = self.sessions.end(&session_id).ok_or_else(Self::over)?;
         let stopping = self.sessions.stopping();
         let facts = WatchStream::new(self.facts.clone());
-        let facts = facts.filter_map(async |facts| facts.map(|facts| Ok(proto::Facts::from(&facts))));
+        // Most changes are about addresses that this laptop has not asked for.
+        let mut last = None;
+        let facts = facts.filter_map(move |facts| {
+            let new = facts.map(|facts| facts.for_laptop(&addresses_of)).filter(|new| last.as_ref() != Some(new));
+            last = new.clone().or(last.take());
+            let answer = new.map(|new| match new {
+                Ok(facts) => Ok(proto::Facts::from(&facts)),
+                Err(e) => Err(Status::resource_exhausted(e.to_string())),
+            });
+            std::future::ready(answer)
+        });
         let end = async move {
             tokio::select! {
                 () = over.cancelled_owned() => {}

@@ -90,7 +90,7 @@ async fn facts_come_at_once_and_with_each_change() {
     let session_id = session(&mut client).await;
     let mut facts = Facts { cluster_domain: "cluster.local".into(), ..Facts::default() };
     manager.facts.send_replace(Some(facts.clone()));
-    let request = proto::WatchFactsRequest { session_id: session_id.clone() };
+    let request = proto::WatchFactsRequest { session_id: session_id.clone(), addresses_of: vec![] };
     let mut watching = client.watch_facts(request).await.unwrap().into_inner();
     assert_eq!(Facts::try_from(watching.message().await.unwrap().unwrap()).unwrap(), facts);
     facts.namespaces.push("emojivoto".into());
@@ -98,8 +98,35 @@ async fn facts_come_at_once_and_with_each_change() {
     assert_eq!(Facts::try_from(watching.message().await.unwrap().unwrap()).unwrap(), facts);
     client.depart(proto::DepartRequest { session_id }).await.unwrap();
     assert_eq!(watching.message().await.unwrap(), None);
-    let request = proto::WatchFactsRequest { session_id: "guess".into() };
+    let request = proto::WatchFactsRequest { session_id: "guess".into(), addresses_of: vec![] };
     assert_eq!(client.watch_facts(request).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn addresses_come_for_the_namespaces_that_were_asked_for() {
+    let manager = Running::start().await;
+    let mut client = manager.client().await;
+    let session_id = session(&mut client).await;
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+    let addresses = [("shop".to_owned(), vec![ip("10.96.0.7")]), ("other".to_owned(), vec![ip("10.96.0.8")])].into();
+    let mut facts = Facts { cluster_domain: "cluster.local".into(), addresses, ..Facts::default() };
+    manager.facts.send_replace(Some(facts.clone()));
+    let asked = vec!["shop".to_owned(), "later".to_owned()];
+    let request = proto::WatchFactsRequest { session_id: session_id.clone(), addresses_of: asked };
+    let mut watching = client.watch_facts(request).await.unwrap().into_inner();
+    let mut next = async || Facts::try_from(watching.message().await.unwrap().unwrap()).unwrap().addresses;
+    let seen = next().await;
+    assert_eq!(seen, [("later".to_owned(), vec![]), ("shop".to_owned(), vec![ip("10.96.0.7")])].into());
+    // What nobody asked for is no news: the next message is about the second change.
+    facts.addresses.insert("other".into(), vec![]);
+    manager.facts.send_replace(Some(facts.clone()));
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    facts.addresses.insert("later".into(), vec![ip("10.96.0.9")]);
+    manager.facts.send_replace(Some(facts.clone()));
+    assert_eq!(next().await["later"], [ip("10.96.0.9")]);
+    let too_many = vec!["shop".to_owned(); Facts::MAX_ASKED + 1];
+    let request = proto::WatchFactsRequest { session_id, addresses_of: too_many };
+    assert_eq!(client.watch_facts(request).await.unwrap_err().code(), Code::InvalidArgument);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,7 +160,8 @@ async fn stopping_ends_idle_laptops_at_once() {
     let mut client = manager.client().await;
     let session_id = session(&mut client).await;
     manager.facts.send_replace(Some(Facts { cluster_domain: "cluster.local".into(), ..Facts::default() }));
-    let mut watching = client.watch_facts(proto::WatchFactsRequest { session_id }).await.unwrap().into_inner();
+    let mut watching =
+        client.watch_facts(proto::WatchFactsRequest { session_id, addresses_of: vec![] }).await.unwrap().into_inner();
     watching.message().await.unwrap().unwrap();
     let lane = manager.lane().await;
     manager.stop.cancel();

@@ -41,8 +41,8 @@ pub(super) async fn serve(road: Road, rules: u16) -> Result<()> {
     match (road, express) {
         (Road::Tun, None) => {}
         (Road::Express, Some(files)) => {
-            let ExpressFiles { listeners, raws, syns, held, datagrams, targets, .. } = files;
-            let parts = ExpressParts { listeners, raws, syns, held, datagrams, targets };
+            let ExpressFiles { listeners, raws, syns, held, datagrams, targets, owners, .. } = files;
+            let parts = ExpressParts { listeners, raws, syns, held, datagrams, targets, owners };
             roads.spawn(carry(ExpressLane::new(parts)?));
         }
         (road, _) => bail!("what came is not what {road:?} needs"),

@@ -11,6 +11,7 @@ use tpx_ebpf_abi::{BLOCK4, BLOCK6, slot};
 
 use crate::{
     plan::{Plan, Road, reserved},
+    policy::{DenyRule, Policy},
     subnets::{Because, Entry, Exempt, HostRoute, Mode, Role, Subnets},
     vnat::Vnat,
 };
@@ -25,6 +26,8 @@ pub struct View<'a> {
     pub subnets: &'a Subnets,
     /// The plan that was applied.
     pub plan: &'a Plan,
+    /// What must not be reached.
+    pub policy: &'a Policy,
     /// The virtual addresses that were given out.
     pub vnat: &'a Vnat,
     /// The host's own routes, default routes included, without those of tpx's device.
@@ -68,6 +71,8 @@ pub enum Way {
     NameServer,
     /// Where the host's routes lead.
     Host,
+    /// Nowhere: the policy forbids it.
+    Denied,
 }
 
 /// What becomes of the address on the way.
@@ -103,6 +108,9 @@ pub struct Explanation {
     pub udp: Way,
     /// The road of ping.
     pub icmp: Way,
+    /// The rule that forbids it, if one does.
+    #[serde(default)]
+    pub denied: Option<DenyRule>,
     /// What becomes of the address.
     pub translation: Translation,
     /// The route that the host would use without tpx; `None` where it has none.
@@ -132,8 +140,16 @@ pub fn explain(view: &View<'_>, address: IpAddr, port: Option<u16>) -> Explanati
     let routes = view.routes.iter().filter(|route| route.destination.contains(&address));
     // Between equally long ones the first in order, so that the answer does not depend on theirs.
     let without = routes.min_by_key(|route| (u8::MAX - route.destination.prefix_len(), *route)).cloned();
-    let icmp = if steered { Way::Floor } else { Way::Host };
-    Explanation { address, port, prefix, rule, tcp: flows, udp: flows, icmp, translation, without }
+    let real = if let Translation::Behind(real) = translation { real } else { address };
+    let denial = |port| Some(view.policy.denied_by(real, port)?.clone()).filter(|_| steered);
+    let denied = denial(port).filter(|_| !answered_here);
+    let flows = if denied.is_some() { Way::Denied } else { flows };
+    let icmp = match (denial(None), steered) {
+        (Some(_), _) => Way::Denied,
+        (None, true) => Way::Floor,
+        (None, false) => Way::Host,
+    };
+    Explanation { address, port, prefix, rule, tcp: flows, udp: flows, icmp, denied, translation, without }
 }
 
 fn rule(view: &View<'_>, address: IpAddr) -> (Option<IpNet>, Rule) {
@@ -178,6 +194,7 @@ impl fmt::Display for Way {
             Self::Floor => "into the cluster by the floor",
             Self::NameServer => "answered by tpx's name server",
             Self::Host => "where the host's routes lead",
+            Self::Denied => "refused",
         })
     }
 }
@@ -222,7 +239,7 @@ impl fmt::Display for Rule {
 /// Several lines for people.
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { address, port, prefix, rule, tcp, udp, icmp, translation, without } = self;
+        let Self { address, port, prefix, rule, tcp, udp, icmp, denied, translation, without } = self;
         write!(f, "{address}")?;
         if let Some(port) = port {
             write!(f, " port {port}")?;
@@ -230,6 +247,9 @@ impl fmt::Display for Explanation {
         match prefix {
             Some(prefix) => writeln!(f, "\n  rule         {prefix}: {rule}")?,
             None => writeln!(f, "\n  rule         {rule}")?,
+        }
+        if let Some(denied) = denied {
+            writeln!(f, "  policy       denied by --deny {denied}")?;
         }
         writeln!(f, "  TCP          {tcp}")?;
         writeln!(f, "  UDP          {udp}")?;

@@ -8,6 +8,8 @@ use std::{fmt, net::IpAddr, path::PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::DenyWith;
+
 mod bounded;
 mod check;
 
@@ -86,6 +88,17 @@ pub struct Plan {
     /// [`Plan::MAX_PROTECTED`].
     #[serde(default, deserialize_with = "bounded::list::<_, _, { Plan::MAX_PROTECTED }>")]
     pub protected: Vec<IpAddr>,
+    /// Cluster addresses that must not be reached: what would enter the tunnel to one of them is refused, whatever lists
+    /// above say. It forbids nothing outside the tunnel, so that a prefix may be as short as it likes. At most
+    /// [`Plan::MAX_SUBNETS`].
+    #[serde(default, deserialize_with = "bounded::list::<_, _, { Plan::MAX_SUBNETS }>")]
+    pub deny: Vec<IpNet>,
+    /// Ports that must not be reached in the cluster. At most [`Plan::MAX_DENY_PORTS`].
+    #[serde(default, deserialize_with = "bounded::list::<_, _, { Plan::MAX_DENY_PORTS }>")]
+    pub deny_ports: Vec<u16>,
+    /// What who is denied hears.
+    #[serde(default)]
+    pub deny_with: DenyWith,
     /// What systemd-resolved is told, where it runs. It answers every process: for a process tree it is told nothing.
     #[serde(default)]
     pub resolver: Option<ResolverLink>,
@@ -116,6 +129,8 @@ impl Plan {
     pub const MAX_NAME_SERVERS: usize = 8;
     /// Bound on `protected`; an API server has a few addresses.
     pub const MAX_PROTECTED: usize = 64;
+    /// Bound on `deny_ports`.
+    pub const MAX_DENY_PORTS: usize = 1024;
     /// Bound on each list of domains of a [`ResolverLink`].
     pub const MAX_DOMAINS: usize = 1024;
 

@@ -27,6 +27,17 @@ pub enum Arrival {
     Echo(EchoFlow),
 }
 
+/// Who called `connect()`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The process.
+    pub pid: u32,
+    /// The user.
+    pub uid: u32,
+    /// The process's name.
+    pub name: String,
+}
+
 /// One connection attempt whose first packet is held: the application still waits in `connect()`.
 ///
 /// Exactly one of [`release`](Knock::release) and [`refuse`](Knock::refuse) answers it. Dropping it is the same as
@@ -37,6 +48,10 @@ pub trait Knock: Send {
     fn source(&self) -> SocketAddr;
     /// The address that the application asked for: a cluster address, or a virtual one.
     fn destination(&self) -> SocketAddr;
+    /// Whose it is, where the road knows; reads a file of /proc. Ask while the application waits: later it may be gone.
+    fn caller(&self) -> Option<Caller> {
+        None
+    }
     /// Lets the application's `connect()` succeed and returns the connection to it.
     ///
     /// # Errors

@@ -16,7 +16,9 @@ pub mod routed;
 pub mod windows;
 
 pub use floor::{Floor, FloorGauge, FloorReading, FloorSettings, NetStream, PacketDevice};
-pub use flow::{Arrival, DatagramFlow, DatagramReturn, Echo, EchoFlow, EchoReturn, FlowSource, FlowStream, Knock};
+pub use flow::{
+    Arrival, Caller, DatagramFlow, DatagramReturn, Echo, EchoFlow, EchoReturn, FlowSource, FlowStream, Knock,
+};
 pub use host::{Host, HostError};
 pub use maps::{CounterRow, DatagramRow, HeldRow, MapsDump, NameServerRow, RuleRow, VirtualRow};
 pub use netstack::Offload;

@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 /// One look at all maps. Not atomic: entries may come and go between the rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapsDump {
-    /// What is steered, in the order of the addresses.
+    /// What is steered and what is denied, in the order of the addresses.
     pub rules: Vec<RuleRow>,
+    /// Ports that must not be reached in the cluster.
+    #[serde(default)]
+    pub denied_ports: Vec<u16>,
     /// Whose port 53 is answered by tpx.
     pub name_servers: Vec<NameServerRow>,
     /// Virtual addresses that the kernel translates, in their order.
@@ -29,7 +32,7 @@ pub struct MapsDump {
 pub struct RuleRow {
     /// The prefix.
     pub cidr: IpNet,
-    /// `steer`, `except`, `virtual` or `hidden`.
+    /// `steer`, `except`, `virtual` or `hidden`; `deny` for what must not be reached, whatever the others say.
     pub action: String,
 }
 

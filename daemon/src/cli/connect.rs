@@ -24,6 +24,7 @@ Examples:
   tpx connect --allow-conflicting-subnets 10.128.0.0/9
                                                     here the cluster wins over the VPN
   tpx connect --also-proxy 203.0.113.0/24 --never-proxy 203.0.113.128/25
+  tpx connect --deny namespace:prod --deny port:25  connections there are refused
   tpx connect --datapath tun                        no eBPF program is loaded
   tpx connect -- curl web-app.emojivoto";
 

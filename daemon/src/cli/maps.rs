@@ -99,7 +99,7 @@ impl Section {
     /// Its fields in the document.
     fn fields(self) -> &'static [&'static str] {
         match self {
-            Section::Rules => &["rules"],
+            Section::Rules => &["rules", "denied_ports"],
             Section::Vnat => &["vnat", "translations"],
             Section::Flows => &["flows", "datagrams"],
             Section::Scopes => &["scopes"],
@@ -114,7 +114,9 @@ impl Section {
         let address = |address: &SocketAddr| address.to_string();
         match self {
             Section::Rules => {
-                table(&["RULE", "ACTION"], maps.rules.iter().map(|r| vec![r.cidr.to_string(), r.action.clone()]))
+                let nets = maps.rules.iter().map(|r| vec![r.cidr.to_string(), r.action.clone()]);
+                let ports = maps.denied_ports.iter().map(|port| vec![format!("port {port}"), "deny".into()]);
+                table(&["RULE", "ACTION"], nets.chain(ports))
             }
             Section::Vnat => table(
                 &["VIRTUAL", "REAL", "SERVICE OR POD", "TRANSLATED BY"],

@@ -77,6 +77,11 @@ pub(crate) fn status(s: &Status) -> String {
     if !s.datapath.except.is_empty() {
         rows.push(("Never steered", join(&s.datapath.except)));
     }
+    let policy = &s.datapath.policy;
+    if !policy.deny.is_empty() {
+        let subnets = format!("({} subnets, {})", policy.subnets, policy.deny_with);
+        rows.push(("Denied", format!("{} {subnets}", join(&policy.deny))));
+    }
     if let Some(problem) = &s.datapath.problem {
         rows.push(("Routing problem", problem.clone()));
     }

@@ -27,6 +27,15 @@ pub(crate) struct RoutingArgs {
     /// Never reach these subnets through the cluster; the most specific subnet wins
     #[arg(long, value_name = "CIDR,CIDR")]
     never_proxy: Vec<String>,
+    /// Refuse connections to namespace:NAME, a CIDR or port:NUMBER in the cluster
+    ///
+    /// Repeatable. Programs get the error from connect() itself, and nothing is sent. namespace:NAME stands for the
+    /// addresses that its services and pods have at the time.
+    #[arg(long, value_name = "WHAT")]
+    deny: Vec<String>,
+    /// What connect() then says: access (permission denied) or refused (connection refused)
+    #[arg(long, value_name = "access|refused")]
+    deny_with: Option<String>,
     /// Where a cluster subnet and a route of the host overlap in these subnets, let the cluster win
     #[arg(long, value_name = "CIDR,CIDR")]
     allow_conflicting_subnets: Vec<String>,
@@ -40,11 +49,14 @@ impl RoutingArgs {
     pub(crate) fn layer(&self) -> Result<Partial, ConfigError> {
         let mut layer = Partial::default();
         let datapath: Vec<String> = self.datapath.iter().cloned().collect();
+        let deny_with: Vec<String> = self.deny_with.iter().cloned().collect();
         for (key, flag, words) in [
             ("datapath", "--datapath", &datapath),
             ("routing.vnat", "--vnat", &self.vnat),
             ("routing.alsoProxySubnets", "--also-proxy", &self.also_proxy),
             ("routing.neverProxySubnets", "--never-proxy", &self.never_proxy),
+            ("policy.deny", "--deny", &self.deny),
+            ("policy.denyWith", "--deny-with", &deny_with),
             ("routing.allowConflictingSubnets", "--allow-conflicting-subnets", &self.allow_conflicting_subnets),
         ] {
             layer.set(key, words, &Origin::flag(flag))?;

@@ -9,6 +9,7 @@ use std::{
 use tokio::sync::watch;
 use tpx_core::{
     dial::DialFailure,
+    policy::Policy,
     subnets::Subnets,
     vnat::{Exhausted, Vnat},
 };
@@ -38,6 +39,11 @@ impl Addresses {
         Arc::clone(&self.0.decided.borrow().subnets)
     }
 
+    /// What must not be reached now.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.0.decided.borrow().policy)
+    }
+
     /// Where a flow that asked for `destination` really leads.
     ///
     /// # Errors
@@ -51,9 +57,11 @@ impl Addresses {
         }
     }
 
-    /// As [`behind`](Self::behind), with the port.
+    /// As [`behind`](Self::behind), with the port; for a flow that is to be carried, so that it fails too where the policy
+    /// forbids it. The kernel has refused most of those before.
     pub(crate) fn target(&self, destination: SocketAddr) -> Result<SocketAddr, DialFailure> {
-        Ok(SocketAddr::new(self.behind(destination.ip())?, destination.port()))
+        let target = SocketAddr::new(self.behind(destination.ip())?, destination.port());
+        self.policy().check(target).map(|()| target)
     }
 
     /// The address by which programs on this laptop reach the cluster's `real`: a virtual one, given out now if need be,

@@ -13,6 +13,7 @@ use tpx_api::{Facts, MANAGER_PORT, VERSION, compatible, proto, proto::manager_cl
 use tpx_core::{
     config::{Config, Partial},
     dns::{ResolvConf, parse_resolv_conf},
+    policy::Policy,
     subnets,
     vnat::Vnat,
 };
@@ -86,14 +87,20 @@ pub(crate) async fn connect(
     compatible(VERSION, &answered.version).map_err(|e| {
         Failure::new(Kind::Manager, e.to_string(), "bring it to this version with `tpx manager install`")
     })?;
-    let visitor = Visitor { user: whoami(), namespace: namespace.clone() };
-    let open = Open::new(manager, None, &visitor).await.map_err(|e| refused(&e))?;
+    let mut visitor =
+        Visitor { user: whoami(), namespace: namespace.clone(), addresses_of: denied_namespaces(&early)? };
+    let mut open = Open::new(manager, None, &visitor).await.map_err(|e| refused(&e))?;
     check_namespaces(&open.facts, &namespace, &params.mapped_namespaces)?;
 
     // What the cluster pushes may change the road as well.
     let pushed = open.facts.client_config.as_deref();
     let config = Arc::new(config::merged(Partial::clone(&params.settings), cluster.settings.clone(), pushed)?);
     logging::set(config.log_user_daemon.value);
+    let addresses_of = denied_namespaces(&config)?;
+    if addresses_of != visitor.addresses_of {
+        visitor.addresses_of = addresses_of;
+        open.ask_again(&visitor).await.map_err(|e| refused(&e))?;
+    }
     let mut chosen = choose(&config, &host)?;
 
     step("Steering the cluster's subnets into the tunnel".into());
@@ -116,6 +123,7 @@ pub(crate) async fn connect(
         },
         road: chosen.road,
         wanted: wanted.clone(),
+        denials: (config.denials(), config.deny_with.value),
         facts: Arc::clone(&open.facts),
     };
     routing.see_cluster(Arc::clone(&open.facts));
@@ -214,7 +222,9 @@ async fn probe(
     let failed = |what: String| {
         Failure::new(Kind::Host, what, "nothing was left behind; see the log that `tpx connect` wrote, and try again")
     };
-    for address in facts.manager_addresses.iter().take(1) {
+    // One that the policy denies proves nothing.
+    let allowed = |address: &&IpAddr| addresses.policy().denied_by(**address, Some(MANAGER_PORT)).is_none();
+    for address in facts.manager_addresses.iter().take(1).filter(allowed) {
         let address = addresses.reachable(*address).map_err(|e| failed(e.to_string()))?;
         let address = SocketAddr::new(address, MANAGER_PORT);
         probe::tcp(address).await.map_err(|e| failed(format!("the datapath does not carry: {address}: {e}")))?;
@@ -230,6 +240,17 @@ async fn probe(
 fn choose(config: &Config, host: &RemoteHost) -> Result<road::Chosen, Failure> {
     let asked = &config.datapath;
     road::choose(asked.value, &asked.origin.to_string(), host.welcome().unavailable.as_deref())
+}
+
+/// The namespaces whose addresses the policy needs. They need not exist yet: what is to come can be denied as well.
+fn denied_namespaces(config: &Config) -> Result<Vec<String>, Failure> {
+    let rules = config.denials();
+    let names: BTreeSet<&str> = Policy::namespaces(&rules).collect();
+    if names.len() > Facts::MAX_ASKED {
+        let what = format!("policy.deny names {} namespaces, more than {}", names.len(), Facts::MAX_ASKED);
+        return Err(Failure::new(Kind::Usage, what, "deny subnets instead"));
+    }
+    Ok(names.into_iter().map(str::to_owned).collect())
 }
 
 /// The namespaces that were asked for must exist: a typo would otherwise be found one failed name at a time.

@@ -24,7 +24,7 @@ use super::{
     routing::{Decided, Routing, follow},
     service_names::ServiceNames,
     session::Session,
-    status::{Datapath, Kubernetes, Manager, RootDaemon, State, Status, Subnet, UserDaemon},
+    status::{Datapath, Kubernetes, Manager, Policy, RootDaemon, State, Status, Subnet, UserDaemon},
 };
 use crate::{
     failure::{Failure, Kind},
@@ -260,6 +260,11 @@ impl Connection {
                 because: id.road_because.clone(),
                 subnets: decided.subnets.subnets.iter().map(Subnet::from).collect(),
                 except: decided.subnets.exceptions.iter().map(|exception| exception.cidr).collect(),
+                policy: Policy {
+                    deny: decided.policy.rules().to_vec(),
+                    deny_with: decided.policy.with(),
+                    subnets: decided.plan.deny.len(),
+                },
                 problem: decided.problem.clone(),
             },
             dns: self.names.status(&facts.cluster_domain, &id.unsteered_name_servers, id.systemd_resolved),

@@ -44,8 +44,8 @@ impl Datapath {
             maps = Some(Maps::of(&files)?);
             translations = Some(Translations::of(&files)?);
             bypass = Bypass::new(files.bypass.try_clone()?)?;
-            let ExpressFiles { listeners, raws, syns, held, datagrams, targets, .. } = files;
-            let parts = ExpressParts { listeners, raws, syns, held, datagrams, targets };
+            let ExpressFiles { listeners, raws, syns, held, datagrams, targets, owners, .. } = files;
+            let parts = ExpressParts { listeners, raws, syns, held, datagrams, targets, owners };
             sources.push((Way::Express, Box::new(ExpressLane::new(parts)?)));
         }
         let mtu = u16::try_from(mtu).map_err(io::Error::other)?;

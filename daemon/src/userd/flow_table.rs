@@ -9,6 +9,7 @@ use std::{
 
 use tokio::sync::Notify;
 use tpx_core::explain::Way;
+use tpx_datapath::Caller;
 use tpx_link::Traffic;
 
 use super::owners::{Finder, Owner, Wanted, rest};
@@ -67,7 +68,7 @@ impl Listed {
 
 impl FlowTable {
     /// Lists a flow from `source` that asked for `destination`, came by `road` and leads to `target`. `protocol` is `tcp`,
-    /// `udp` or `icmp`; ports of `icmp` are 0.
+    /// `udp` or `icmp`; ports of `icmp` are 0. One whose `caller` is not known is looked for.
     pub(super) fn list(
         &self,
         protocol: &'static str,
@@ -75,9 +76,11 @@ impl FlowTable {
         source: SocketAddr,
         destination: SocketAddr,
         target: SocketAddr,
+        caller: Option<Caller>,
     ) -> Listed {
         let traffic = Arc::new(Traffic::default());
-        let (since, owner, tries) = (Instant::now(), Owner::default(), 0);
+        let (since, owner, tries) = (Instant::now(), caller.map(Owner::from).unwrap_or_default(), 0);
+        let is_known = owner.process.is_some();
         let mut rows = self.rows();
         let number = rows.next;
         rows.next += 1;
@@ -85,7 +88,9 @@ impl FlowTable {
         let row = Row { number, protocol, road, source, destination, target, since, traffic: counted, owner, tries };
         rows.rows.insert(number, row);
         drop(rows);
-        self.0.came.notify_one();
+        if !is_known {
+            self.0.came.notify_one();
+        }
         Listed { table: self.clone(), number, traffic }
     }
 
@@ -198,8 +203,8 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let table = FlowTable::default();
         let (own, peer) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
-        let listed = table.list("tcp", Way::Express, own, peer, "10.96.0.1:80".parse().unwrap());
-        let other = table.list("udp", Way::Floor, own, peer, peer);
+        let listed = table.list("tcp", Way::Express, own, peer, "10.96.0.1:80".parse().unwrap(), None);
+        let other = table.list("udp", Way::Floor, own, peer, peer, None);
         other.traffic().datagram_up(100);
         let rows = table.look(false);
         assert_eq!(rows[0].process.as_ref().map(|process| process.pid), Some(std::process::id()));
@@ -212,7 +217,7 @@ mod tests {
         assert_eq!(table.look(false).len(), 1);
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         let source = SocketAddr::new(own.ip(), socket.local_addr().unwrap().port());
-        let unconnected = table.list("udp", Way::Floor, source, peer, peer);
+        let unconnected = table.list("udp", Way::Floor, source, peer, peer, None);
         assert_eq!(table.look(false)[1].process.as_ref().map(|process| process.pid), Some(std::process::id()));
         drop(unconnected);
         drop(other);
@@ -228,7 +233,7 @@ mod tests {
     fn only_the_last_that_ended_are_remembered() {
         let (table, at) = (FlowTable::default(), SocketAddr::from(([192, 0, 2, 1], 1)));
         for _ in 0..ENDED + 3 {
-            drop(table.list("icmp", Way::Floor, at, at, at));
+            drop(table.list("icmp", Way::Floor, at, at, at, None));
         }
         let ended = table.look(true);
         assert_eq!((ended.len(), ended[0].number), (ENDED, 3));
@@ -241,7 +246,7 @@ mod tests {
         let (own, peer) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
         let table = FlowTable::default();
         let finding = tokio::spawn(table.clone().find_owners());
-        let listed = table.list("tcp", Way::Express, own, peer, peer);
+        let listed = table.list("tcp", Way::Express, own, peer, peer, None);
         let known = async {
             while table.rows().rows.values().any(|row| row.owner.process.is_none()) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -286,7 +291,7 @@ mod tests {
             let stream = TcpStream::connect(at).unwrap();
             drop(listener.accept().unwrap());
             let (own, peer) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
-            open.push_back((table.list("tcp", Way::Express, own, peer, peer), stream));
+            open.push_back((table.list("tcp", Way::Express, own, peer, peer, None), stream));
             // Each lasts 20 ms or more.
             if open.len() > 20 {
                 open.pop_front();
@@ -303,7 +308,7 @@ mod tests {
         const LISTED: u32 = 20_000;
         let began = spent();
         for _ in 0..LISTED {
-            drop(table.list("tcp", Way::Express, at, at, at));
+            drop(table.list("tcp", Way::Express, at, at, at, None));
         }
         let listing = (spent() - began) as f64 / 1e9 / f64::from(LISTED) * 1000.0;
         // As if there had been a thousand a second: at most so much more is found in as many rounds.

@@ -110,7 +110,7 @@ async fn carry(road: Way, arrival: Arrival, carrying: Carrying) {
                 Err(why) => return flow.back.unreachable(why),
             };
             let _open = carrying.counters.open();
-            let listed = carrying.table.list("udp", road, flow.source, flow.destination, target);
+            let listed = carrying.table.list("udp", road, flow.source, flow.destination, target, None);
             let traffic = listed.traffic();
             carry_datagrams(flow, lane, &target.into(), &carrying.session(), traffic).await;
             carrying.counters.moved(traffic.up(), traffic.down());
@@ -118,7 +118,7 @@ async fn carry(road: Way, arrival: Arrival, carrying: Carrying) {
         Arrival::Echo(flow) => {
             if let Ok((lane, target)) = carrying.road_to(SocketAddr::new(flow.destination, 0)).await {
                 let (from, to) = (SocketAddr::new(flow.source, 0), SocketAddr::new(flow.destination, 0));
-                let listed = carrying.table.list("icmp", road, from, to, target);
+                let listed = carrying.table.list("icmp", road, from, to, target, None);
                 carry_echoes(flow, lane, target.ip(), &carrying.session(), listed.traffic()).await;
             } else {
                 refuse_echoes(flow).await;
@@ -137,6 +137,8 @@ async fn carry_connection(road: Way, knock: Box<dyn Knock>, carrying: Carrying) 
         }
         return;
     }
+    // The application waits: its process is still there.
+    let caller = knock.caller();
     let dialled = match carrying.road_to(destination).await {
         Ok((lane, target)) => lane.connect(&target.into(), &carrying.session()).await.map(|stream| (stream, target)),
         Err(why) => Err(why),
@@ -155,7 +157,7 @@ async fn carry_connection(road: Way, knock: Box<dyn Knock>, carrying: Carrying) 
         Err(e) => return tracing::debug!("{source} -> {destination}: {e}"),
     };
     let _open = counters.open();
-    let listed = carrying.table.list("tcp", road, source, destination, target);
+    let listed = carrying.table.list("tcp", road, source, destination, target, caller);
     let traffic = Arc::clone(listed.traffic());
     let transferred = match own {
         FlowStream::Socket(tcp) => relay_counted(tcp, stream, traffic).await,

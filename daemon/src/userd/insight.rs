@@ -92,11 +92,12 @@ impl Insight {
 
     fn explanations(&self, asked: &[(IpAddr, Option<u16>)]) -> Vec<Explanation> {
         let subnets: Arc<Subnets> = self.addresses.subnets();
-        let vnat = self.addresses.vnat();
+        let (policy, vnat) = (self.addresses.policy(), self.addresses.vnat());
         let one = |(ip, port): &(IpAddr, Option<u16>)| {
             // Policy rules may prefer a less specific route: only the one that the host would take counts.
             let way: Vec<HostRoute> = (self.without)(*ip).into_iter().collect();
-            explain(&View { subnets: &subnets, plan: &self.plan, vnat: &vnat, routes: &way }, *ip, *port)
+            let view = View { subnets: &subnets, plan: &self.plan, policy: &policy, vnat: &vnat, routes: &way };
+            explain(&view, *ip, *port)
         };
         asked.iter().map(one).collect()
     }

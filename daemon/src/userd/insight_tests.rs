@@ -49,7 +49,7 @@ fn insight(road: Road) -> (Insight, Arc<OneService>) {
     };
     let subnets = Arc::new(decide(&inputs).unwrap());
     let plan = subnets.plan(Scope::Workstation, road, &[]);
-    let (_, decided) = watch::channel(Decided { subnets, plan: plan.clone(), problem: None });
+    let (_, decided) = watch::channel(Decided { subnets, plan: plan.clone(), policy: Arc::default(), problem: None });
     let vnat = Vnat::new("a cluster", RoutingPolicy::VIRTUAL4, RoutingPolicy::VIRTUAL6);
     let cluster = Arc::new(OneService::default());
     let insight = Insight {
@@ -154,6 +154,7 @@ async fn maps_come_with_flows_virtual_addresses_and_names() {
         at(ip("192.0.2.1")),
         at(virtual_ip),
         at(ip("10.96.0.10")),
+        None,
     );
     let view = match insight.answer(Request::MapsDump, Ok(None)).await {
         Reply::Maps(view) => *view,

@@ -1,4 +1,5 @@
-//! Finds whose flows are, while they last: the exact TCP socket from the kernel, its process from /proc.
+//! Finds whose flows are that came without a caller (UDP, and what the floor carries), while they last: the exact TCP socket
+//! from the kernel, its process from /proc.
 //!
 //! Looking through all processes' files costs milliseconds, so it is done for many flows at once and never for long: see
 //! [`rest`]. A program connects more than once, so those that did lately are looked at first.
@@ -8,6 +9,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
+
+use tpx_datapath::Caller;
 
 use super::{processes, sock_diag::SockDiag};
 use crate::ipc::Process;
@@ -31,6 +34,13 @@ pub(super) struct Owner {
     pub uid: Option<u32>,
     /// The process; `None` when this user may not look at it.
     pub process: Option<Process>,
+}
+
+impl From<Caller> for Owner {
+    fn from(caller: Caller) -> Self {
+        let process = Process { pid: caller.pid, name: caller.name };
+        Self { uid: Some(caller.uid), process: Some(process) }
+    }
 }
 
 /// A flow whose owner is wanted.

@@ -7,6 +7,7 @@ use tokio::sync::{Mutex, watch};
 use tpx_api::Facts;
 use tpx_core::{
     plan::{Plan, ResolverLink, Road, Scope},
+    policy::{DenyRule, DenyWith, Policy},
     subnets::{Inputs, SubnetError, Subnets, decide, decide_again},
 };
 use tpx_datapath::{
@@ -24,6 +25,8 @@ pub(crate) struct Decided {
     pub subnets: Arc<Subnets>,
     /// What the host looks like.
     pub plan: Plan,
+    /// What must not be reached.
+    pub policy: Arc<Policy>,
     /// Why a later decision could not be carried out.
     pub problem: Option<String>,
 }
@@ -36,6 +39,8 @@ pub(crate) struct Routing {
     pub road: Road,
     /// Whose names the cluster answers.
     pub wanted: Wanted,
+    /// What must not be reached, and what is said instead.
+    pub denials: (Vec<DenyRule>, DenyWith),
     /// The cluster as last heard.
     pub facts: Arc<Facts>,
 }
@@ -69,6 +74,9 @@ impl Routing {
     fn carried_out(&self, subnets: Subnets) -> Decided {
         let mut plan = subnets.plan(Scope::Workstation, self.road, &self.inputs.name_servers);
         plan.protected = self.inputs.api_server.iter().copied().take(Plan::MAX_PROTECTED).collect();
+        let (rules, with) = &self.denials;
+        let policy = Policy::new(rules.clone(), *with, &self.facts.addresses);
+        (plan.deny, plan.deny_ports, plan.deny_with) = (policy.nets(), policy.ports(), *with);
         let domains = self.wanted.policy(&self.facts).link_domains();
         // What matters comes first; what is left out is still answered to everybody who asks port 53 himself.
         let bounded = |mut domains: Vec<String>| {
@@ -80,7 +88,7 @@ impl Routing {
             routing_domains: bounded(domains.routing),
             search_domains: bounded(domains.search),
         });
-        Decided { subnets: Arc::new(subnets), plan, problem: None }
+        Decided { subnets: Arc::new(subnets), plan, policy: Arc::new(policy), problem: None }
     }
 }
 
@@ -120,7 +128,7 @@ pub(crate) async fn follow(
                 continue;
             }
         };
-        if wanted.plan == before.plan && wanted.subnets == before.subnets {
+        if wanted.plan == before.plan && wanted.subnets == before.subnets && wanted.policy == before.policy {
             decided.send_if_modified(|now| now.problem.take().is_some());
             continue;
         }

@@ -35,6 +35,8 @@ pub(crate) struct Visitor {
     pub user: String,
     /// The namespace of single labels.
     pub namespace: String,
+    /// Namespaces whose addresses have to be known.
+    pub addresses_of: Vec<String>,
 }
 
 /// What the rest of the daemon sees of the session.
@@ -126,14 +128,38 @@ impl Open {
                 (arrived.session_id, Duration::from_secs(arrived.lease_seconds.clamp(3, 3600).into()))
             }
         };
-        let mut changes = within(manager.watch_facts(proto::WatchFactsRequest { session_id: id.clone() })).await?;
-        let first = tokio::time::timeout(REQUEST, changes.message())
-            .await
-            .map_err(|_| Status::deadline_exceeded("the manager tells nothing about the cluster"))??
-            .ok_or_else(|| Status::unavailable("the manager ended the watch"))?;
-        let facts = Facts::try_from(first).map_err(|e| Status::internal(e.to_string()))?;
-        Ok(Self { manager, id, lease, facts: Arc::new(facts), changes })
+        let (facts, changes) = watch_facts(&mut manager, &id, visitor).await?;
+        Ok(Self { manager, id, lease, facts, changes })
     }
+
+    /// Asks for the facts once more, because `visitor` wants to know about other namespaces.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) async fn ask_again(&mut self, visitor: &Visitor) -> Result<(), Status> {
+        (self.facts, self.changes) = watch_facts(&mut self.manager, &self.id, visitor).await?;
+        Ok(())
+    }
+}
+
+/// The facts now, and their changes.
+async fn watch_facts(
+    manager: &mut Manager,
+    id: &str,
+    visitor: &Visitor,
+) -> Result<(Arc<Facts>, Streaming<proto::Facts>), Status> {
+    let addresses_of = visitor.addresses_of.clone();
+    let request = proto::WatchFactsRequest { session_id: id.to_owned(), addresses_of };
+    let mut changes = within(manager.watch_facts(request)).await?;
+    let first = tokio::time::timeout(REQUEST, changes.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("the manager tells nothing about the cluster"))??
+        .ok_or_else(|| Status::unavailable("the manager ended the watch"))?;
+    let facts = Facts::try_from(first).map_err(|e| Status::internal(e.to_string()))?;
+    if let Some(name) = visitor.addresses_of.iter().find(|name| !facts.addresses.contains_key(*name)) {
+        return Err(Status::unimplemented(format!("it does not tell the addresses of namespace {name}")));
+    }
+    Ok((Arc::new(facts), changes))
 }
 
 /// Renews the lease and follows the facts until one of them fails.

@@ -2,7 +2,10 @@
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use tpx_core::subnets::{self, Mode};
+use tpx_core::{
+    policy::{DenyRule, DenyWith},
+    subnets::{self, Mode},
+};
 
 /// The whole state of one connection.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -74,8 +77,21 @@ pub(crate) struct Datapath {
     pub subnets: Vec<Subnet>,
     /// What never enters the tunnel although a subnet covers it.
     pub except: Vec<IpNet>,
+    /// What must not be reached.
+    pub policy: Policy,
     /// Why a later change of cluster or host could not be followed.
     pub problem: Option<String>,
+}
+
+/// What must not be reached.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Policy {
+    /// As in `policy.deny`.
+    pub deny: Vec<DenyRule>,
+    /// `access` or `refused`.
+    pub deny_with: DenyWith,
+    /// How many subnets that is now.
+    pub subnets: usize,
 }
 
 /// A subnet that is reached through the cluster.

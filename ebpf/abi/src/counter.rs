@@ -35,6 +35,8 @@ counters! {
     Bypassed = "bypassed",
     /// Sockets let alone because they live in another network namespace.
     ForeignNetns = "foreign_netns",
+    /// Calls that the policy refused.
+    Denied = "denied",
     /// Name server addresses exchanged on the way out.
     NamesAsked = "names_asked",
     /// Name server addresses put back on the way in.

@@ -31,6 +31,15 @@ pub enum Road {
     Leave,
 }
 
+impl Road {
+    /// Whether it leads into the tunnel, which a policy may forbid.
+    #[inline(always)]
+    #[must_use]
+    pub const fn enters(self) -> bool {
+        matches!(self, Self::Steer | Self::Translate | Self::Encode)
+    }
+}
+
 /// Decides for a destination: `name` says whether it is a configured name server, `rule` is the most specific rule.
 ///
 /// Name servers come first, so that one inside a steered or excepted subnet is answered by tpx on its DNS port and

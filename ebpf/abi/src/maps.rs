@@ -4,6 +4,15 @@
 pub const RULES4: &str = "RULES4";
 /// LPM trie: IPv6 prefix to [`Rule`](crate::Rule).
 pub const RULES6: &str = "RULES6";
+/// Array of one [`Policy`](crate::Policy).
+pub const POLICY: &str = "POLICY";
+/// LPM trie: IPv4 prefix that is denied, to `u32`. Apart from the rules, because these say what enters the tunnel, and
+/// the most specific of them wins: a wide denial would lose.
+pub const DENY4: &str = "DENY4";
+/// LPM trie: IPv6 prefix that is denied, to `u32`.
+pub const DENY6: &str = "DENY6";
+/// Hash: denied port (`u16`) to `u8`.
+pub const DENY_PORTS: &str = "DENY_PORTS";
 /// Hash: IPv4 name server to tpx's own DNS address.
 pub const NAMES4: &str = "NAMES4";
 /// Hash: IPv6 name server to tpx's own DNS address.
@@ -33,6 +42,10 @@ pub const BOUND: &str = "BOUND";
 pub const SOCKETS: &str = "SOCKETS";
 /// Hash: [`Flow`](crate::Flow) to [`Verdict`](crate::Verdict).
 pub const HELD: &str = "HELD";
+/// LRU hash: socket cookie (`u64`) to [`Owner`](crate::Owner), between `connect()` and the choice of a source port.
+pub const CALLERS: &str = "CALLERS";
+/// LRU hash: [`Flow`](crate::Flow) to [`Owner`](crate::Owner), until the daemon takes it.
+pub const OWNERS: &str = "OWNERS";
 /// Ring buffer of [`SynRecord`](crate::SynRecord).
 pub const SYNS: &str = "SYNS";
 /// Per-CPU array of one `u32`: the ports of the packet that was looked up last.
@@ -52,12 +65,18 @@ pub const DATAGRAMS6: u32 = 3;
 
 /// Bound on the rules of one family: all four lists of a plan. Memory is taken for those that are there.
 pub const RULES_MAX: u32 = 16_384;
+/// Bound on denied ports.
+pub const DENY_PORTS_MAX: u32 = 1024;
 /// Bound on the virtual addresses of one family that the kernel translates.
 pub const VIRTUAL_MAX: u32 = 65536;
 /// Bound on the destinations of datagrams in the life of a datapath.
 pub const TARGETS_MAX: u32 = 65536;
 /// Bound on flows whose SYN is held.
 pub const HELD_MAX: u32 = 65536;
+/// Bound on calls of `connect()` at one moment whose callers are remembered: 0.4 MB.
+pub const CALLERS_MAX: u32 = 4096;
+/// Bound on connections whose owners the daemon has not taken yet, more than [`SYNS_BYTES`] holds: 1 MB.
+pub const OWNERS_MAX: u32 = 8192;
 /// Bound on the daemon's own sockets that are remembered; the oldest go first.
 pub const BYPASS_MAX: u32 = 65536;
 /// Bound on the sources of steered sockets that are remembered; the oldest go first.
@@ -77,6 +96,14 @@ pub mod global {
     pub const TREE: &str = "TREE";
     /// `u16`: the port of the sockets that datagrams arrive at.
     pub const DATAGRAM_PORT: &str = "DATAGRAM_PORT";
+    /// `u32`: not zero where a program may say what a refused call ends with (Linux 5.18); elsewhere it is EPERM.
+    pub const RETVAL: &str = "RETVAL";
+    /// `u32`: how processes are known, a [`Pids`](crate::Pids).
+    pub const PIDS: &str = "PIDS";
+    /// `u64`: device of the PID namespace that numbers are of.
+    pub const PID_DEVICE: &str = "PID_DEVICE";
+    /// `u64`: inode of the PID namespace that numbers are of.
+    pub const PID_INODE: &str = "PID_INODE";
 }
 
 /// Names of the programs, as the loader finds them.
@@ -86,6 +113,8 @@ pub mod program {
         ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
     /// The hook on a process tree's cgroup that marks new sockets.
     pub const SOCK_CREATE: &str = "sock_create";
+    /// The program that knows whose streams are, on the scope's cgroup as well.
+    pub const OWNER: &str = "owner";
     /// The sk_lookup program.
     pub const LOOKUP: &str = "lookup";
     /// The socket filter on the listeners.

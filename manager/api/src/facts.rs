@@ -1,6 +1,6 @@
 //! What a laptop learns about the cluster, validated.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -21,6 +21,8 @@ pub struct Facts {
     pub manager_addresses: Vec<IpAddr>,
     /// What the cluster's administrator configures laptops with, as it was written (YAML); not validated here.
     pub client_config: Option<String>,
+    /// Addresses of services and pods by their namespace; on a laptop, of the namespaces that it has asked for.
+    pub addresses: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// Facts that a manager must not send.
@@ -52,8 +54,33 @@ impl Facts {
     pub const MAX_SUBNETS: usize = 1024;
     /// Bound on the namespaces.
     pub const MAX_NAMESPACES: usize = 65_536;
+    /// Bound on the namespaces whose addresses one laptop asks for.
+    pub const MAX_ASKED: usize = 64;
+    /// Bound on the addresses of all these namespaces.
+    pub const MAX_ADDRESSES: usize = 65_536;
     /// Bound on the client configuration, bytes.
     pub const MAX_CLIENT_CONFIG: usize = 64 << 10;
+
+    /// The same for a laptop that has asked for the addresses of `namespaces`.
+    ///
+    /// # Errors
+    /// When they have more than [`MAX_ADDRESSES`](Self::MAX_ADDRESSES).
+    pub fn for_laptop(&self, namespaces: &[String]) -> Result<Self, FactsError> {
+        let of = |name: &String| (name.clone(), self.addresses.get(name).cloned().unwrap_or_default());
+        let addresses: BTreeMap<_, _> = namespaces.iter().map(of).collect();
+        bounded_addresses(addresses.values().map(Vec::len).sum())?;
+        let Self { service_subnets, pod_subnets, namespaces, cluster_domain, manager_addresses, client_config, .. } =
+            self;
+        Ok(Self {
+            service_subnets: service_subnets.clone(),
+            pod_subnets: pod_subnets.clone(),
+            namespaces: namespaces.clone(),
+            cluster_domain: cluster_domain.clone(),
+            manager_addresses: manager_addresses.clone(),
+            client_config: client_config.clone(),
+            addresses,
+        })
+    }
 }
 
 impl TryFrom<proto::Facts> for Facts {
@@ -76,7 +103,17 @@ impl TryFrom<proto::Facts> for Facts {
             let what = "bytes of client configuration";
             return Err(FactsError::TooMany { what, count, limit: Self::MAX_CLIENT_CONFIG });
         }
+        let count = facts.addresses.iter().map(|of| of.addresses.len()).sum();
+        bounded_addresses(count)?;
+        if facts.addresses.len() > Self::MAX_ASKED {
+            let what = "namespaces with addresses";
+            return Err(FactsError::TooMany { what, count: facts.addresses.len(), limit: Self::MAX_ASKED });
+        }
+        let members = |of: proto::NamespaceAddresses| {
+            Ok((namespace(of.namespace)?, list(of.addresses, "addresses", Self::MAX_ADDRESSES, address)?))
+        };
         Ok(Self {
+            addresses: facts.addresses.into_iter().map(members).collect::<Result<_, _>>()?,
             service_subnets: list(facts.service_subnets, "service subnets", Self::MAX_SUBNETS, subnet)?,
             pod_subnets: list(facts.pod_subnets, "pod subnets", Self::MAX_SUBNETS, subnet)?,
             namespaces: list(facts.namespaces, "namespaces", Self::MAX_NAMESPACES, namespace)?,
@@ -97,8 +134,21 @@ impl From<&Facts> for proto::Facts {
             cluster_domain: facts.cluster_domain.clone(),
             manager_addresses: facts.manager_addresses.iter().map(IpAddr::to_string).collect(),
             client_config: facts.client_config.clone(),
+            addresses: facts
+                .addresses
+                .iter()
+                .map(|(namespace, addresses)| proto::NamespaceAddresses {
+                    namespace: namespace.clone(),
+                    addresses: addresses.iter().map(IpAddr::to_string).collect(),
+                })
+                .collect(),
         }
     }
+}
+
+fn bounded_addresses(count: usize) -> Result<(), FactsError> {
+    let (what, limit) = ("addresses of namespaces", Facts::MAX_ADDRESSES);
+    if count > limit { Err(FactsError::TooMany { what, count, limit }) } else { Ok(()) }
 }
 
 fn list<T: Ord>(
@@ -138,6 +188,10 @@ mod tests {
             cluster_domain: "cluster.local".into(),
             manager_addresses: vec!["10.244.0.5".into()],
             client_config: Some("dns:\n  excludes: [internal]\n".into()),
+            addresses: vec![proto::NamespaceAddresses {
+                namespace: "emojivoto".into(),
+                addresses: vec!["10.96.0.9".into(), "fd96::9".into(), "10.96.0.9".into()],
+            }],
         }
     }
 
@@ -146,12 +200,20 @@ mod tests {
         let facts = Facts::try_from(sample()).unwrap();
         assert_eq!(facts.pod_subnets, ["10.244.0.0/24".parse().unwrap()]);
         assert_eq!(facts.namespaces, ["default", "emojivoto"]);
+        assert_eq!(facts.addresses["emojivoto"].len(), 2);
+        let asked = facts.for_laptop(&["emojivoto".into(), "gone".into()]).unwrap();
+        assert_eq!(asked.addresses["emojivoto"], facts.addresses["emojivoto"]);
+        assert_eq!(asked.addresses["gone"], []);
+        assert_eq!(facts.for_laptop(&[]).unwrap().addresses.len(), 0);
         assert_eq!(Facts::try_from(proto::Facts::from(&facts)), Ok(facts));
     }
 
     #[test]
     fn what_is_malformed_is_refused() {
-        let change: [fn(&mut proto::Facts); 8] = [
+        let change: [fn(&mut proto::Facts); 11] = [
+            |facts| facts.addresses[0].addresses.push("host".into()),
+            |facts| facts.addresses[0].addresses = vec!["10.0.0.1".into(); Facts::MAX_ADDRESSES + 1],
+            |facts| facts.addresses = vec![facts.addresses[0].clone(); Facts::MAX_ASKED + 1],
             |facts| facts.client_config = Some("#".repeat(Facts::MAX_CLIENT_CONFIG + 1)),
             |facts| facts.service_subnets.push("10.0.0.0".into()),
             |facts| facts.pod_subnets = vec!["10.0.0.0/8".into(); Facts::MAX_SUBNETS + 1],

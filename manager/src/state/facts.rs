@@ -61,7 +61,19 @@ impl Seen {
             cluster_domain: cluster_domain.to_owned(),
             manager_addresses,
             client_config: self.client_config.clone(),
+            addresses: self.addresses(),
         }
+    }
+
+    /// What each namespace has.
+    fn addresses(&self) -> BTreeMap<String, Vec<IpAddr>> {
+        let mut all: BTreeMap<&str, BTreeSet<IpAddr>> = BTreeMap::new();
+        for (key, ips) in self.services.iter().chain(&self.pods) {
+            if let Some((namespace, _)) = key.split_once('/') {
+                all.entry(namespace).or_default().extend(ips);
+            }
+        }
+        all.into_iter().map(|(namespace, ips)| (namespace.to_owned(), ips.into_iter().collect())).collect()
     }
 
     fn pod_subnets(&self, pod_cidrs: Vec<IpNet>) -> Vec<IpNet> {

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::{Config, List};
-use crate::{dns::PolicyConfig, subnets::RoutingPolicy};
+use crate::{dns::PolicyConfig, policy::DenyRule, subnets::RoutingPolicy};
 
 impl Config {
     /// The rules of routing. A family without a range of its own keeps the usual one.
@@ -27,6 +27,12 @@ impl Config {
             }
         }
         policy
+    }
+
+    /// What must not be reached.
+    #[must_use]
+    pub fn denials(&self) -> Vec<DenyRule> {
+        self.deny.value.iter().map(|setting| setting.value.clone()).collect()
     }
 
     /// Adds the user's rules to what decides about names.

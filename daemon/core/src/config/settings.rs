@@ -11,7 +11,10 @@ use super::{
     tree::{self, Node, place},
     value::{Value, unknown},
 };
-use crate::subnets::{RoutingPolicy, VnatSelector};
+use crate::{
+    policy::{DenyRule, DenyWith},
+    subnets::{RoutingPolicy, VnatSelector},
+};
 
 /// A list, each item of which knows where it stands.
 pub type List<T> = Vec<Setting<T>>;
@@ -93,6 +96,10 @@ settings! {
     also_proxy_subnets: List<IpNet> = "routing.alsoProxySubnets", Vec::new();
     /// Subnets that never enter the tunnel.
     never_proxy_subnets: List<IpNet> = "routing.neverProxySubnets", Vec::new();
+    /// What must not be reached.
+    deny: List<DenyRule> = "policy.deny", Vec::new();
+    /// What who is denied hears.
+    deny_with: DenyWith = "policy.denyWith", DenyWith::Access;
     /// Ends of names that are asked in the cluster.
     include_suffixes: List<DnsName> = "dns.includeSuffixes", Vec::new();
     /// Ends of names that are never asked in the cluster.

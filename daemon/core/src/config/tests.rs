@@ -44,6 +44,9 @@ logLevels:
   userDaemon: debug
   rootDaemon: trace
   cli: error
+policy:
+  deny: [namespace:shop, 10.96.7.0/24, port:25]
+  denyWith: refused
 ";
 
 #[test]
@@ -60,6 +63,7 @@ fn every_key_is_read() {
     assert_eq!(config.mappings.value[0].value.alias_for, "shop.prod");
     assert_eq!(config.lookup_timeout.value, Limit(Duration::from_secs(90)));
     assert_eq!(config.log_cli.value, LogLevel::Error);
+    assert_eq!(config.denials(), ["namespace:shop", "10.96.7.0/24", "port:25"].map(|rule| rule.parse().unwrap()));
     let shown: Vec<_> =
         config.rows().into_iter().map(|row| format!("{} = {} ({})", row.key, row.value, row.origin)).collect();
     for line in [
@@ -68,6 +72,8 @@ fn every_key_is_read() {
         "dns.excludeSuffixes = none (config.yml:13:20)",
         "dns.mappings = shop.example -> shop.prod (config.yml:16:5)",
         "dns.lookupTimeout = 1m30s (config.yml:18:18)",
+        "policy.deny = namespace:shop, 10.96.7.0/24, port:25 (config.yml:24:9)",
+        "policy.denyWith = refused (config.yml:25:13)",
     ] {
         assert!(shown.iter().any(|shown| shown == line), "{line} is not in {shown:#?}");
     }
@@ -119,7 +125,7 @@ fn every_mistake_is_one_line_that_names_the_place() {
             "virtualSubnet: 246.0.0.0/16\n",
             "config.yml:1:1: virtualSubnet: unknown key; did you mean routing.virtualSubnet?",
         ),
-        ("colour: red\n", "config.yml:1:1: colour: unknown key; known here: datapath, routing, dns, logLevels"),
+        ("colour: red\n", "config.yml:1:1: colour: unknown key; known here: datapath, routing, policy, dns, logLevels"),
         (
             "dns:\n  mappings:\n  - name: a.b\n    aliasfor: c.d\n",
             "config.yml:4:5: dns.mappings.aliasfor: unknown key; did you mean dns.mappings.aliasFor?",
@@ -170,7 +176,7 @@ fn every_mistake_is_one_line_that_names_the_place() {
         ),
         (
             "- routing\n",
-            "config.yml:1:1: a list where a mapping belongs; known here: datapath, routing, dns, logLevels",
+            "config.yml:1:1: a list where a mapping belongs; known here: datapath, routing, policy, dns, logLevels",
         ),
         (
             "routing:\n  virtualSubnet: [246.100.0.0/16, 246.101.0.0/16]\n",
@@ -224,6 +230,14 @@ fn every_mistake_is_one_line_that_names_the_place() {
         (
             "dns:\n  excludeSuffixes: ['.']\n",
             "config.yml:2:21: dns.excludeSuffixes: an empty name matches everything; name what you mean",
+        ),
+        (
+            "policy:\n  deny: [namespaces:shop]\n",
+            "config.yml:2:10: policy.deny: \"namespaces:shop\" is none of namespace:NAME, a subnet and port:NUMBER; did you mean namespace:?; write namespace:shop, 10.96.0.0/16 or port:25",
+        ),
+        (
+            "policy:\n  denyWith: refuse\n",
+            "config.yml:2:13: policy.denyWith: \"refuse\" is neither access nor refused; did you mean refused?",
         ),
         (
             "logLevels:\n  cli: verbose\n",

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     dns::Name,
+    policy::{DenyRule, DenyWith},
     subnets::{SelectorError, VnatSelector},
 };
 
@@ -146,6 +147,35 @@ impl Scalar for VnatSelector {
                 problem(format!("{text:?} is neither a subnet nor one of {words}"), next)
             }
             Err(SelectorError::Malformed(_) | SelectorError::HostBits(_)) => IpNet::parse(text).map(Self::Cidr),
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::Text(self.to_string())
+    }
+}
+
+impl Scalar for DenyRule {
+    fn parse(text: &str) -> Result<Self, Problem> {
+        text.trim().parse().or_else(|e| problem(format!("{e}"), "write namespace:shop, 10.96.0.0/16 or port:25"))
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::Text(self.to_string())
+    }
+}
+
+impl Scalar for DenyWith {
+    fn parse(text: &str) -> Result<Self, Problem> {
+        match Self::ALL.iter().find(|(word, _)| *word == text.trim()) {
+            Some((_, with)) => Ok(*with),
+            None => problem(
+                format!("{text:?} is neither access nor refused"),
+                match nearest(text, Self::ALL.map(|(word, _)| word)) {
+                    Some(word) => format!("did you mean {word}?"),
+                    None => "access says \"permission denied\", refused says \"connection refused\"".into(),
+                },
+            ),
         }
     }
 

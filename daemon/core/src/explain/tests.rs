@@ -21,6 +21,7 @@ struct World {
     inputs: Inputs,
     subnets: Subnets,
     plan: Plan,
+    policy: Policy,
     vnat: Vnat,
 }
 
@@ -50,12 +51,12 @@ impl World {
         let plan = subnets.plan(Scope::Workstation, road, &inputs.name_servers);
         let mut vnat = Vnat::new("x", subnets.virtual4, subnets.virtual6);
         vnat.import([(ip("10.96.3.7"), ip("246.246.1.7")), (ip("fd20:96::7"), ip("fd74:7078:6e65:7401::7"))]);
-        Self { inputs, subnets, plan, vnat }
+        Self { inputs, subnets, plan, policy: Policy::default(), vnat }
     }
 
     fn explain(&self, address: IpAddr, port: Option<u16>) -> Explanation {
-        let Self { inputs, subnets, plan, vnat } = self;
-        explain(&View { subnets, plan, vnat, routes: &inputs.host_routes }, address, port)
+        let Self { inputs, subnets, plan, policy, vnat } = self;
+        explain(&View { subnets, plan, policy, vnat, routes: &inputs.host_routes }, address, port)
     }
 
     /// prefix | rule | TCP UDP ICMP | translation | device without tpx
@@ -201,5 +202,27 @@ proptest! {
         let e = world.explain(address, port);
         prop_assert_eq!(e.icmp == Way::Floor, world.plan.steers(address));
         prop_assert_eq!(matches!(e.translation, Translation::Under(_) | Translation::OnDemand), world.subnets.hides(address));
+    }
+}
+
+#[test]
+fn what_is_denied_says_by_which_rule() {
+    let mut world = World::new(Road::Express);
+    let members = [("shop".to_owned(), vec![ip("10.96.3.7"), ip("10.244.3.7")])].into();
+    let rules = ["namespace:shop", "192.168.0.0/16", "port:25"].map(|rule| rule.parse().unwrap());
+    world.policy = Policy::new(rules.into(), crate::policy::DenyWith::Access, &members);
+    // What is behind the virtual address decides.
+    for address in ["10.244.3.7", "246.246.1.7"] {
+        let explained = world.explain(ip(address), Some(80));
+        assert_eq!([explained.tcp, explained.udp, explained.icmp], [Way::Denied; 3], "{address}");
+        assert!(explained.to_string().contains("denied by --deny namespace:shop"), "{explained}");
+    }
+    let by_port = world.explain(ip("10.244.3.8"), Some(25));
+    assert_eq!((by_port.tcp, by_port.icmp), (Way::Denied, Way::Floor));
+    assert!(by_port.to_string().contains("denied by --deny port:25"));
+    // Outside the tunnel nothing is denied: the subnet is the VPN's, and the other one the host's.
+    for address in ["10.96.3.7", "192.168.1.7"] {
+        let explained = world.explain(ip(address), Some(25));
+        assert_eq!((explained.tcp, explained.denied), (Way::Host, None), "{address}");
     }
 }

@@ -50,6 +50,9 @@ pub enum PlanError {
     /// Listed twice, or both steered and excepted.
     #[error("{0} is listed twice")]
     Twice(IpNet),
+    /// No connection has this port.
+    #[error("port {0} cannot be denied, or is listed twice")]
+    Port(u16),
     /// An address that no name server has.
     #[error("{0} cannot be a name server")]
     NoNameServer(IpAddr),
@@ -135,6 +138,7 @@ impl Plan {
                 return Err(PlanError::SteeredNameServer(*server));
             }
         }
+        self.check_denials()?;
         bounded("protected addresses", self.protected.len(), Self::MAX_PROTECTED)?;
         // As the kernel sees it: ::ffff:10.96.0.1 is 10.96.0.1.
         if let Some(steered) = self.protected.iter().find(|ip| self.steers(ip.to_canonical())) {
@@ -154,6 +158,27 @@ impl Plan {
                 Err(PlanError::Path(path.clone()))
             }
             Scope::Cgroup(_) | Scope::Tree | Scope::Workstation => Ok(()),
+        }
+    }
+}
+
+impl Plan {
+    fn check_denials(&self) -> Result<(), PlanError> {
+        bounded("denied subnets", self.deny.len(), Self::MAX_SUBNETS)?;
+        bounded("denied ports", self.deny_ports.len(), Self::MAX_DENY_PORTS)?;
+        let mut seen = BTreeSet::new();
+        for net in &self.deny {
+            if *net != net.trunc() {
+                return Err(PlanError::HostBits(*net));
+            }
+            if !seen.insert(*net) {
+                return Err(PlanError::Twice(*net));
+            }
+        }
+        let mut seen = BTreeSet::new();
+        match self.deny_ports.iter().find(|port| **port == 0 || !seen.insert(**port)) {
+            Some(port) => Err(PlanError::Port(*port)),
+            None => Ok(()),
         }
     }
 }

@@ -47,12 +47,20 @@ pub struct ExpressFiles {
     pub syns: OwnedFd,
     /// Hash map [`tpx_ebpf_abi::Flow`] to [`tpx_ebpf_abi::Verdict`].
     pub held: OwnedFd,
+    /// LRU hash map [`tpx_ebpf_abi::Flow`] to [`tpx_ebpf_abi::Owner`].
+    pub owners: OwnedFd,
     /// LRU hash map: socket cookie (`u64`) to `u8`. Sockets in it are never touched by any program.
     pub bypass: OwnedFd,
     /// LPM trie `[u8; 4]` to [`tpx_ebpf_abi::Rule`].
     pub rules4: OwnedFd,
     /// LPM trie `[u8; 16]` to [`tpx_ebpf_abi::Rule`].
     pub rules6: OwnedFd,
+    /// LPM trie of `[u8; 4]`: what is denied.
+    pub deny4: OwnedFd,
+    /// LPM trie of `[u8; 16]`: what is denied.
+    pub deny6: OwnedFd,
+    /// Hash map of `u16`: denied ports.
+    pub deny_ports: OwnedFd,
     /// Hash map `[u8; 4]` to `[u8; 4]`: name server to tpx's own DNS address.
     pub names4: OwnedFd,
     /// Hash map `[u8; 16]` to `[u8; 16]`: name server to tpx's own DNS address.
@@ -129,7 +137,7 @@ impl Layout {
 
 impl ExpressFiles {
     /// How many there are.
-    pub const COUNT: usize = 19;
+    pub const COUNT: usize = 23;
 
     fn into_fds(self) -> [OwnedFd; Self::COUNT] {
         let [listener4, listener6] = self.listeners;
@@ -142,9 +150,13 @@ impl ExpressFiles {
             raw6,
             self.syns,
             self.held,
+            self.owners,
             self.bypass,
             self.rules4,
             self.rules6,
+            self.deny4,
+            self.deny6,
+            self.deny_ports,
             self.names4,
             self.names6,
             datagrams4,
@@ -165,9 +177,13 @@ impl ExpressFiles {
             raws: [next()?, next()?],
             syns: next()?,
             held: next()?,
+            owners: next()?,
             bypass: next()?,
             rules4: next()?,
             rules6: next()?,
+            deny4: next()?,
+            deny6: next()?,
+            deny_ports: next()?,
             names4: next()?,
             names6: next()?,
             datagrams: [next()?, next()?],

@@ -13,6 +13,9 @@ use crate::maps::{CounterRow, DatagramRow, HeldRow, MapsDump, NameServerRow, Rul
 pub struct Maps {
     rules4: LpmTrie<MapData, [u8; 4], Rule>,
     rules6: LpmTrie<MapData, [u8; 16], Rule>,
+    deny4: LpmTrie<MapData, [u8; 4], u32>,
+    deny6: LpmTrie<MapData, [u8; 16], u32>,
+    deny_ports: HashMap<MapData, u16, u8>,
     names4: HashMap<MapData, [u8; 4], [u8; 4]>,
     names6: HashMap<MapData, [u8; 16], [u8; 16]>,
     translations: Translations,
@@ -31,6 +34,9 @@ impl Maps {
         Ok(Self {
             rules4: open(&files.rules4)?.try_into().map_err(other)?,
             rules6: open(&files.rules6)?.try_into().map_err(other)?,
+            deny4: open(&files.deny4)?.try_into().map_err(other)?,
+            deny6: open(&files.deny6)?.try_into().map_err(other)?,
+            deny_ports: open(&files.deny_ports)?.try_into().map_err(other)?,
             names4: open(&files.names4)?.try_into().map_err(other)?,
             names6: open(&files.names6)?.try_into().map_err(other)?,
             translations: Translations::of(files)?,
@@ -48,6 +54,7 @@ impl Maps {
     pub fn dump(&self) -> io::Result<MapsDump> {
         Ok(MapsDump {
             rules: self.rules()?,
+            denied_ports: self.denied_ports()?,
             name_servers: self.name_servers()?,
             translations: self.translations()?,
             datagrams: self.datagrams()?,
@@ -67,8 +74,26 @@ impl Maps {
             let (key, rule) = entry.map_err(other)?;
             rows.push(rule_row(key.data().into(), key.prefix_len(), rule)?);
         }
+        let mut denied = |ip: IpAddr, prefix: u32| -> io::Result<()> {
+            rows.push(RuleRow { cidr: net(ip, prefix)?, action: "deny".into() });
+            Ok(())
+        };
+        for key in self.deny4.keys() {
+            let key = key.map_err(other)?;
+            denied(key.data().into(), key.prefix_len())?;
+        }
+        for key in self.deny6.keys() {
+            let key = key.map_err(other)?;
+            denied(key.data().into(), key.prefix_len())?;
+        }
         rows.sort_by_key(|row| row.cidr);
         Ok(rows)
+    }
+
+    fn denied_ports(&self) -> io::Result<Vec<u16>> {
+        let mut ports = self.deny_ports.keys().collect::<Result<Vec<_>, _>>().map_err(other)?;
+        ports.sort_unstable();
+        Ok(ports)
     }
 
     fn name_servers(&self) -> io::Result<Vec<NameServerRow>> {
@@ -134,9 +159,8 @@ impl Maps {
 }
 
 fn rule_row(ip: IpAddr, prefix: u32, rule: Rule) -> io::Result<RuleRow> {
-    let prefix = u8::try_from(prefix).map_err(io::Error::other)?;
     Ok(RuleRow {
-        cidr: IpNet::new(ip, prefix).map_err(io::Error::other)?,
+        cidr: net(ip, prefix)?,
         action: match rule.action() {
             Some(Action::Steer) => "steer",
             Some(Action::Except) => "except",
@@ -146,6 +170,11 @@ fn rule_row(ip: IpAddr, prefix: u32, rule: Rule) -> io::Result<RuleRow> {
         }
         .into(),
     })
+}
+
+fn net(ip: IpAddr, prefix: u32) -> io::Result<IpNet> {
+    let prefix = u8::try_from(prefix).map_err(io::Error::other)?;
+    IpNet::new(ip, prefix).map_err(io::Error::other)
 }
 
 fn open(file: &OwnedFd) -> io::Result<Map> {

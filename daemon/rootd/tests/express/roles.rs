@@ -113,6 +113,7 @@ async fn serve(socket: &Path, cgroup: &Path, scope: &str) -> Result<()> {
         raws: express.raws,
         syns: express.syns,
         held: express.held,
+        owners: express.owners,
         datagrams: express.datagrams,
         targets: express.targets,
     })?;

@@ -27,6 +27,9 @@ struct Args {
     /// Give up after this many milliseconds.
     #[arg(long, default_value_t = 10_000)]
     patience: u64,
+    /// Connect this often before, by a thread that has a name of its own, and end each connection at once.
+    #[arg(long, default_value_t = 0)]
+    before: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -51,6 +54,7 @@ struct Saw {
 fn main() -> Result<()> {
     let args = Args::parse();
     let patience = Duration::from_millis(args.patience);
+    briefly(args.address, args.before, patience)?;
     let socket = Socket::new(Domain::for_address(args.address), Type::STREAM, None)?;
     let began = Instant::now();
     let result = match args.how {
@@ -78,6 +82,13 @@ fn main() -> Result<()> {
     }
     println!("{}", serde_json::to_string(&saw)?);
     Ok(())
+}
+
+fn briefly(address: SocketAddr, times: u32, patience: Duration) -> Result<()> {
+    let all = move || (0..times).try_for_each(|_| TcpStream::connect_timeout(&address, patience).map(drop));
+    let thread = std::thread::Builder::new().name("brief".into()).spawn(all)?;
+    let Ok(done) = thread.join() else { bail!("the thread died") };
+    done.context("a connection before")
 }
 
 fn blocking(socket: &Socket, address: SocketAddr, patience: Duration) -> std::io::Result<()> {

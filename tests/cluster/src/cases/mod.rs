@@ -6,6 +6,7 @@ mod floor;
 mod flows;
 mod look;
 mod maps;
+mod policy;
 mod reach;
 mod resolved;
 mod semantics;
@@ -34,6 +35,7 @@ pub(crate) fn all() -> Vec<Case> {
         resolved::CASES,
         look::CASES,
         flows::CASES,
+        policy::CASES,
     ];
     let maps = if laptop::is_tun() { &[] } else { maps::CASES };
     [&first.concat(), maps, crash::CASES, users::CASES].concat()

@@ -1,11 +1,13 @@
 //! The privileged half of the datapath on the real kernel.
 
 mod app;
+mod callers;
 mod datagrams;
 mod floor;
 mod names;
 mod neighbour;
 mod owner;
+mod policy;
 mod relay;
 mod remains;
 mod resolved;
@@ -44,6 +46,14 @@ const CASES: &[Case] = &[
     ("trees_stay_trees", trees::kinds),
     ("virtual_tcp_v4_v6_and_mapped", translations::reach),
     ("virtual_addresses_come_and_go", translations::come_and_go),
+    ("connections_have_their_process", callers::short),
+    ("connections_have_their_process_in_every_form", callers::odd),
+    ("connections_without_their_process", callers::left_out),
+    ("policy_denies_tcp_and_udp", policy::denies),
+    ("policy_says_what_it_is_told", policy::refuses),
+    ("policy_looks_behind_virtual_addresses", policy::behind),
+    ("policy_comes_and_goes", policy::come_and_go),
+    ("policy_is_for_the_tunnel_only", policy::tunnel_only),
     ("hidden_subnets_go_where_the_host_leads", translations::hidden),
     ("udp_20000_datagrams_400_destinations_3_sockets", datagrams::many),
     ("udp_connected_v4_v6_and_mapped", datagrams::connected),
@@ -88,6 +98,9 @@ const CASES: &[Case] = &[
 ];
 
 fn main() -> std::process::ExitCode {
+    if callers::asked() {
+        return callers::run();
+    }
     if owner::asked() {
         return owner::run();
     }

@@ -1,10 +1,11 @@
 //! What stands for the cluster: an express lane whose ports answer in fixed ways.
 
 use std::{
-    net::IpAddr,
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -18,7 +19,7 @@ use tokio::{
 };
 use tpx_core::{dial::DialFailure, plan::Plan};
 use tpx_datapath::{
-    Arrival, DatagramFlow, FlowSource as _, FlowStream, Host as _, HostError, Knock, MapsDump,
+    Arrival, Caller, DatagramFlow, FlowSource as _, FlowStream, Host as _, HostError, Knock, MapsDump,
     linux::{
         Bypass, DnsSockets, ExpressFiles, Handover, LinuxHost, Maps, Slot, Translations,
         express::{ExpressLane, ExpressParts},
@@ -35,8 +36,14 @@ pub(crate) const UNREACHABLE: u16 = 82;
 /// Says nothing.
 pub(crate) const SILENT: u16 = 84;
 
+/// Answers a connection and ends it at once.
+pub(crate) const AT_ONCE: u16 = 86;
+
 /// Takes small datagrams only.
 pub(crate) const TOO_BIG: u16 = 85;
+
+/// Who called, by source and destination.
+type Callers = BTreeMap<(SocketAddr, SocketAddr), Option<Caller>>;
 
 /// An applied plan with the lane behind it.
 pub(crate) struct Relay {
@@ -46,6 +53,7 @@ pub(crate) struct Relay {
     maps: Maps,
     knocks: Arc<AtomicUsize>,
     associations: Arc<AtomicUsize>,
+    callers: Arc<Mutex<Callers>>,
     /// Number of its slot.
     pub(crate) slot: u32,
     pub(crate) device: OwnedFd,
@@ -87,10 +95,12 @@ impl Relay {
         let express = express.context("no express lane")?;
         let maps = Maps::of(&express)?;
         let translations = Translations::of(&express)?;
-        let ExpressFiles { listeners, raws, syns, held, bypass, datagrams, targets, .. } = express;
-        let mut source = ExpressLane::new(ExpressParts { listeners, raws, syns, held, datagrams, targets })?;
+        let ExpressFiles { listeners, raws, syns, held, bypass, datagrams, targets, owners, .. } = express;
+        let mut source = ExpressLane::new(ExpressParts { listeners, raws, syns, held, datagrams, targets, owners })?;
         let mut lane = JoinSet::new();
         let (knocks, associations) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let callers = Arc::new(Mutex::new(Callers::new()));
+        let noted = Arc::clone(&callers);
         let counted = (Arc::clone(&knocks), Arc::clone(&associations));
         lane.spawn(async move {
             let mut flows = JoinSet::new();
@@ -98,6 +108,8 @@ impl Relay {
                 match arrival {
                     Arrival::Connection(knock) => {
                         counted.0.fetch_add(1, Ordering::Relaxed);
+                        let ends = (knock.source(), knock.destination());
+                        noted.lock().unwrap_or_else(PoisonError::into_inner).insert(ends, knock.caller());
                         flows.spawn(answer(knock));
                     }
                     Arrival::Datagrams(flow) => {
@@ -111,7 +123,8 @@ impl Relay {
         for sockets in dns {
             serve_names(&mut lane, sockets)?;
         }
-        Ok(Self { host, bypass: Bypass::new(bypass)?, translations, maps, knocks, associations, slot, device, lane })
+        let bypass = Bypass::new(bypass)?;
+        Ok(Self { host, bypass, translations, maps, knocks, associations, callers, slot, device, lane })
     }
 
     /// Applies another plan; the lane goes on with the files it has.
@@ -137,6 +150,11 @@ impl Relay {
     /// UDP associations that reached the lane's owner.
     pub(crate) fn associations(&self) -> usize {
         self.associations.load(Ordering::Relaxed)
+    }
+
+    /// Who called, by source and destination of each attempt.
+    pub(crate) fn callers(&self) -> Callers {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the maps hold.
@@ -165,6 +183,7 @@ async fn answer(knock: Box<dyn Knock>) {
         REFUSED => knock.refuse(DialFailure::Refused),
         UNREACHABLE => knock.refuse(DialFailure::HostUnreachable),
         SILENT => knock.refuse(DialFailure::TimedOut),
+        AT_ONCE => drop(knock.release().await),
         _ => {
             // As long as a dial into a cluster takes.
             tokio::time::sleep(Duration::from_millis(20)).await;

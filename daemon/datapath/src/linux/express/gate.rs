@@ -223,7 +223,7 @@ impl Inner {
 }
 
 /// The kernel's name for a flow.
-fn flow(key: &FlowKey) -> Flow {
+pub(super) fn flow(key: &FlowKey) -> Flow {
     let octets = |a: SocketAddr| match a {
         SocketAddr::V4(a) => v4_mapped(a.ip().octets()),
         SocketAddr::V6(a) => a.ip().octets(),

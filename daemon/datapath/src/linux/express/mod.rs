@@ -6,6 +6,7 @@
 mod associations;
 mod datagrams;
 mod gate;
+mod owners;
 mod raw;
 
 use std::{io, os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -24,11 +25,11 @@ use tpx_core::{
     dial::DialFailure,
     syngate::{Counters, FlowKey, Limits, Proto},
 };
-use tpx_ebpf_abi::HeldSyn;
+use tpx_ebpf_abi::{HeldSyn, Owner};
 
-use self::{gate::Gate, raw::Raws};
+use self::{gate::Gate, owners::Owners, raw::Raws};
 use super::sys;
-use crate::{Arrival, DatagramFlow, FlowSource, FlowStream, Knock, packet::Syn};
+use crate::{Arrival, Caller, DatagramFlow, FlowSource, FlowStream, Knock, packet::Syn};
 
 /// Most SYNs read in one go, so that other tasks have their turn.
 const BATCH: usize = 256;
@@ -46,6 +47,8 @@ pub struct ExpressParts {
     pub syns: OwnedFd,
     /// Map of flows and verdicts.
     pub held: OwnedFd,
+    /// Map of flows and their owners.
+    pub owners: OwnedFd,
     /// UDP sockets for IPv4 and IPv6.
     pub datagrams: [OwnedFd; 2],
     /// Map of indices and the destinations of datagrams.
@@ -89,7 +92,7 @@ impl ExpressLane {
         for listener in listeners {
             tasks.spawn(accept(listener, Arc::clone(&gate)));
         }
-        tasks.spawn(read(ring, Arc::clone(&gate), announce));
+        tasks.spawn(read(ring, Arc::clone(&gate), Owners::new(parts.owners)?, announce));
         Ok(Self { knocks, datagrams, gate, _tasks: tasks })
     }
 
@@ -138,6 +141,7 @@ impl Gauge {
 struct HeldKnock {
     gate: Arc<Gate>,
     syn: Arc<Syn>,
+    owner: Option<Owner>,
     answered: bool,
 }
 
@@ -149,6 +153,10 @@ impl Knock for HeldKnock {
 
     fn destination(&self) -> std::net::SocketAddr {
         self.syn.attempt().key.destination()
+    }
+
+    fn caller(&self) -> Option<Caller> {
+        self.owner.as_ref().map(owners::caller)
     }
 
     async fn release(mut self: Box<Self>) -> io::Result<FlowStream> {
@@ -172,13 +180,13 @@ impl Drop for HeldKnock {
 }
 
 /// Reads SYNs and does what the clock asks for. Ends when nobody listens or the ring buffer fails.
-async fn read(mut ring: AsyncFd<RingBuf<MapData>>, gate: Arc<Gate>, announce: mpsc::Sender<HeldKnock>) {
+async fn read(mut ring: AsyncFd<RingBuf<MapData>>, gate: Arc<Gate>, owners: Owners, announce: mpsc::Sender<HeldKnock>) {
     loop {
         let due = gate.expire();
         tokio::select! {
             ready = ring.readable_mut() => match ready {
                 Ok(mut ready) => {
-                    if drain(ready.get_inner_mut(), &gate, &announce) < BATCH {
+                    if drain(ready.get_inner_mut(), &gate, &owners, &announce) < BATCH {
                         ready.clear_ready();
                     } else {
                         tokio::task::yield_now().await;
@@ -206,7 +214,7 @@ fn finished(held: &HeldSyn<'_>) -> Option<Syn> {
 }
 
 /// How many records there were, at most [`BATCH`].
-fn drain(ring: &mut RingBuf<MapData>, gate: &Arc<Gate>, announce: &mpsc::Sender<HeldKnock>) -> usize {
+fn drain(ring: &mut RingBuf<MapData>, gate: &Arc<Gate>, owners: &Owners, announce: &mpsc::Sender<HeldKnock>) -> usize {
     for count in 0..BATCH {
         let Some(record) = ring.next() else {
             return count;
@@ -217,7 +225,8 @@ fn drain(ring: &mut RingBuf<MapData>, gate: &Arc<Gate>, announce: &mpsc::Sender<
         };
         drop(record);
         if gate.syn(&syn) {
-            let knock = HeldKnock { gate: Arc::clone(gate), syn: Arc::new(syn), answered: false };
+            let owner = owners.take(&syn.attempt().key);
+            let knock = HeldKnock { gate: Arc::clone(gate), syn: Arc::new(syn), owner, answered: false };
             // When there is no room after all, dropping the knock cleans up.
             if announce.try_send(knock).is_err() {
                 tracing::warn!("a connection was dropped: too many wait");

@@ -12,6 +12,8 @@ use tpx_core::{
 };
 use tpx_ebpf_abi::{Action, slot::Slot};
 
+use super::denials::Denials;
+
 /// The routing tables of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Table {
@@ -47,6 +49,7 @@ pub(super) struct Desired {
     pub(super) routes: BTreeSet<(Table, IpNet)>,
     pub(super) rules: BTreeMap<IpNet, Action>,
     pub(super) names: BTreeSet<IpAddr>,
+    pub(super) denials: Denials,
 }
 
 impl Desired {
@@ -56,8 +59,11 @@ impl Desired {
         let nets = |list: &[IpNet]| -> Vec<IpNet> { list.iter().copied().filter(|n| possible(n.addr())).collect() };
         let (steer, behind) = (nets(&plan.steer), nets(&plan.virtual_subnets));
         let (hidden, except) = (nets(&plan.hidden), nets(&plan.except));
-        let mut desired =
-            Self { names: plan.name_servers.iter().copied().filter(|ip| possible(*ip)).collect(), ..Self::default() };
+        let mut desired = Self {
+            names: plan.name_servers.iter().copied().filter(|ip| possible(*ip)).collect(),
+            denials: Denials::of(plan),
+            ..Self::default()
+        };
         if plan.road == Road::Express {
             let lists = [
                 (&steer, Action::Steer),

@@ -4,10 +4,12 @@
 //! dies. Policy rules do not; one that is left over leads to an empty table, and the next start sweeps it away.
 
 mod cgroup;
+mod denials;
 mod desired;
 mod device;
 mod names;
 mod network;
+mod pids;
 mod probe;
 mod process;
 mod programs;
@@ -39,7 +41,8 @@ use self::{
     device::Device,
     names::Name,
     network::{Footprint, Network},
-    programs::{Circumstances, Programs},
+    pids::PidNamespace,
+    programs::{Globals, Programs},
     resolved::Resolved,
     rules::Rule,
     sockets::Datagrams,
@@ -58,6 +61,7 @@ pub struct LinuxHost {
     caller: u32,
     bus: Option<String>,
     ahead: Option<Ahead>,
+    owners: bool,
     applied: Option<Applied>,
 }
 
@@ -107,7 +111,7 @@ impl LinuxHost {
     /// Changes nothing yet.
     #[must_use]
     pub fn new(slot: Slot) -> Self {
-        Self { slot, caller: std::process::id(), bus: None, ahead: None, applied: None }
+        Self { slot, caller: std::process::id(), bus: None, ahead: None, owners: true, applied: None }
     }
 
     /// Makes cgroups for process trees below that of another process than this one.
@@ -126,6 +130,12 @@ impl LinuxHost {
     #[must_use]
     pub fn with_ahead(self, ahead: Ahead) -> Self {
         Self { ahead: Some(ahead), ..self }
+    }
+
+    /// Does without the owners of connections: what they cost can be measured so.
+    #[must_use]
+    pub fn without_owners(self) -> Self {
+        Self { owners: false, ..self }
     }
 
     async fn install(&mut self, plan: &Plan) -> Result<Applied, HostError> {
@@ -169,8 +179,9 @@ impl LinuxHost {
 
     fn express(&mut self, device: &Device, tree: bool, ipv6: bool) -> Result<Express, HostError> {
         let datagrams = Datagrams::open(self.slot, ipv6)?;
-        let of = Circumstances { slot: self.slot, tree, device: device.index, port: datagrams.port };
-        let mut programs = Programs::load(of, self.ahead.take())?;
+        let pids = if self.owners { PidNamespace::own() } else { PidNamespace::NONE };
+        let globals = Globals { slot: self.slot, tree, device: device.index, port: datagrams.port, pids };
+        let mut programs = Programs::load(globals, self.ahead.take())?;
         datagrams.register(&mut programs)?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
         let raws = sockets::raws(self.slot, ipv6)?;
@@ -245,6 +256,8 @@ impl Applied {
             self.state.routes.insert((*table, *net));
         }
         if let Some(express) = &mut self.express {
+            // What is denied is so before it is steered.
+            express.programs.deny(&want.denials)?;
             for (net, action) in &want.rules {
                 if self.state.rules.get(net) != Some(action) {
                     express.programs.set_rule(*net, *action)?;
@@ -337,9 +350,13 @@ impl Express {
             raws: pair(&self.raws)?,
             syns: maps.syns,
             held: maps.held,
+            owners: maps.owners,
             bypass: maps.bypass,
             rules4: maps.rules4,
             rules6: maps.rules6,
+            deny4: maps.deny4,
+            deny6: maps.deny6,
+            deny_ports: maps.deny_ports,
             names4: maps.names4,
             names6: maps.names6,
             datagrams: self.datagrams.copies()?,

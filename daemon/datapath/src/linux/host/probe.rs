@@ -2,7 +2,10 @@
 
 use std::{fs, path::PathBuf};
 
-use aya::{programs::ProgramType, sys::is_program_supported};
+use aya::{
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported, is_program_supported},
+};
 
 use super::cgroup;
 
@@ -70,6 +73,11 @@ fn reason(cgroup2: bool) -> Option<String> {
         }
     }
     None
+}
+
+/// Whether a hook may say which error a refused call ends with (Linux 5.18); elsewhere it is EPERM.
+pub(super) fn names_errors() -> bool {
+    matches!(is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval), Ok(true))
 }
 
 /// The first capability that the effective set of a `/proc/PID/status` file lacks.

@@ -12,19 +12,24 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, IterableMap as _, LpmTrie, Map, MapData, SockMap, lpm_trie::Key},
     programs::{
-        CgroupAttachMode, CgroupSock, CgroupSockAddr, SkLookup, SocketFilter, cgroup_sock::CgroupSockLink,
-        cgroup_sock_addr::CgroupSockAddrLink,
+        CgroupAttachMode, CgroupSock, CgroupSockAddr, SkLookup, SockOps, SocketFilter, cgroup_sock::CgroupSockLink,
+        cgroup_sock_addr::CgroupSockAddrLink, sock_ops::SockOpsLink,
     },
 };
 use ipnet::IpNet;
 use tokio::task::JoinHandle;
 use tpx_ebpf_abi::{
-    Action, Rule,
+    Action, Pids, Rule,
     maps::{self, program},
     slot::Slot,
 };
 
-use super::{failed, system};
+use super::{
+    denials::{Denials, Denied},
+    failed,
+    pids::PidNamespace,
+    system,
+};
 use crate::{HostError, linux::sys};
 
 /// Loaded programs. Dropping it detaches and unloads them.
@@ -32,11 +37,14 @@ pub(super) struct Programs {
     hooks: Hooks,
     /// Whether they serve a process tree.
     tree: bool,
+    /// Whether connections have owners.
+    owned: bool,
     bpf: Ebpf,
     rules4: LpmTrie<MapData, [u8; 4], Rule>,
     rules6: LpmTrie<MapData, [u8; 16], Rule>,
     names4: Names<[u8; 4]>,
     names6: Names<[u8; 16]>,
+    denied: Denied,
     _log: Option<Log>,
 }
 
@@ -45,6 +53,7 @@ pub(super) struct Programs {
 struct Hooks {
     calls: Vec<CgroupSockAddrLink>,
     create: Option<CgroupSockLink>,
+    owner: Option<SockOpsLink>,
 }
 
 /// Both directions of the exchange of name servers.
@@ -57,9 +66,13 @@ struct Names<K: aya::Pod> {
 pub(super) struct MapFiles {
     pub(super) syns: OwnedFd,
     pub(super) held: OwnedFd,
+    pub(super) owners: OwnedFd,
     pub(super) bypass: OwnedFd,
     pub(super) rules4: OwnedFd,
     pub(super) rules6: OwnedFd,
+    pub(super) deny4: OwnedFd,
+    pub(super) deny6: OwnedFd,
+    pub(super) deny_ports: OwnedFd,
     pub(super) names4: OwnedFd,
     pub(super) names6: OwnedFd,
     pub(super) virtual4: OwnedFd,
@@ -78,7 +91,7 @@ impl std::fmt::Debug for Programs {
 
 /// What the programs are loaded for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Circumstances {
+pub(super) struct Globals {
     pub(super) slot: Slot,
     /// Whether the scope is a process tree.
     pub(super) tree: bool,
@@ -86,6 +99,8 @@ pub(super) struct Circumstances {
     pub(super) device: u32,
     /// Where datagrams arrive.
     pub(super) port: u16,
+    /// Whose numbers processes have.
+    pub(super) pids: PidNamespace,
 }
 
 /// Passes on what the programs log, until it is dropped.
@@ -115,16 +130,21 @@ impl Ahead {
 
 impl Programs {
     /// Loads the programs that a slot needs, and attaches the one that steers packets: without rules it does nothing.
-    pub(super) fn load(of: Circumstances, ahead: Option<Ahead>) -> Result<Self, HostError> {
-        let mut bpf = object(of, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
+    pub(super) fn load(globals: Globals, ahead: Option<Ahead>) -> Result<Self, HostError> {
+        let mut bpf = object(globals, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
         let log = read_log(&mut bpf);
         for name in program::CGROUP {
             let hook: &mut CgroupSockAddr = get(&mut bpf, name)?;
             hook.load().map_err(|e| load_failed(name, &e))?;
         }
-        if of.tree {
+        if globals.tree {
             let create: &mut CgroupSock = get(&mut bpf, program::SOCK_CREATE)?;
             create.load().map_err(|e| load_failed(program::SOCK_CREATE, &e))?;
+        }
+        let owned = globals.pids.kind != Pids::Off;
+        if owned {
+            let owner: &mut SockOps = get(&mut bpf, program::OWNER)?;
+            owner.load().map_err(|e| load_failed(program::OWNER, &e))?;
         }
         let hold: &mut SocketFilter = get(&mut bpf, program::HOLD)?;
         hold.load().map_err(|e| load_failed(program::HOLD, &e))?;
@@ -136,7 +156,14 @@ impl Programs {
         let rules6 = take(&mut bpf, maps::RULES6)?;
         let names4 = Names { own: take(&mut bpf, maps::NAMES4)?, server: take(&mut bpf, maps::SERVERS4)? };
         let names6 = Names { own: take(&mut bpf, maps::NAMES6)?, server: take(&mut bpf, maps::SERVERS6)? };
-        Ok(Self { hooks: Hooks::default(), tree: of.tree, bpf, rules4, rules6, names4, names6, _log: log })
+        let denied = Denied::new(
+            take(&mut bpf, maps::DENY4)?,
+            take(&mut bpf, maps::DENY6)?,
+            take(&mut bpf, maps::DENY_PORTS)?,
+            take(&mut bpf, maps::POLICY)?,
+        );
+        let (hooks, tree) = (Hooks::default(), globals.tree);
+        Ok(Self { hooks, tree, owned, bpf, rules4, rules6, names4, names6, denied, _log: log })
     }
 
     /// Attaches the hooks to the cgroup at `path`, then detaches them from the one before.
@@ -154,6 +181,12 @@ impl Programs {
             let hook: &mut CgroupSock = get(&mut self.bpf, name)?;
             let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(name), &e))?;
             hooks.create = Some(hook.take_link(id).map_err(|e| failed(what(name), &e))?);
+        }
+        if self.owned {
+            let name = program::OWNER;
+            let hook: &mut SockOps = get(&mut self.bpf, name)?;
+            let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(name), &e))?;
+            hooks.owner = Some(hook.take_link(id).map_err(|e| failed(what(name), &e))?);
         }
         self.hooks = hooks;
         Ok(())
@@ -191,6 +224,11 @@ impl Programs {
         .map_err(|e| failed(format!("remove the rule for {net}"), &e))
     }
 
+    /// Makes `want` all that is denied.
+    pub(super) fn deny(&mut self, want: &Denials) -> Result<(), HostError> {
+        self.denied.become_like(want).map_err(|e| failed("change what is denied", &e))
+    }
+
     /// Exchanges a name server for tpx's own address of the same family.
     pub(super) fn set_name(&mut self, server: IpAddr, own: IpAddr) -> Result<(), HostError> {
         match (server, own) {
@@ -221,9 +259,13 @@ impl Programs {
         Ok(MapFiles {
             syns: named(maps::SYNS)?,
             held: named(maps::HELD)?,
+            owners: named(maps::OWNERS)?,
             bypass: named(maps::BYPASS)?,
             rules4: copy(self.rules4.map())?,
             rules6: copy(self.rules6.map())?,
+            deny4: copy(self.denied.nets4.map())?,
+            deny6: copy(self.denied.nets6.map())?,
+            deny_ports: copy(self.denied.ports.map())?,
             names4: copy(self.names4.own.map())?,
             names6: copy(self.names6.own.map())?,
             virtual4: named(maps::VIRTUAL4)?,
@@ -250,19 +292,25 @@ impl<K: aya::Pod> Names<K> {
 }
 
 /// Loads the maps, and the programs as far as memory.
-fn object(of: Circumstances, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
+fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
-    let (index, tree) = (of.slot.index(), u8::from(of.tree));
+    let Globals { slot, tree, device, port, pids } = globals;
+    let (index, tree, kind) = (slot.index(), u8::from(tree), pids.kind as u32);
+    let retval = u32::from(super::probe::names_errors());
     // It borrows what is above from here on.
     let mut loader: EbpfLoader<'_> = loader;
     loader
         .override_global(maps::global::NETNS_COOKIE, &cookie, true)
-        .override_global(maps::global::DEVICE, &of.device, true)
+        .override_global(maps::global::DEVICE, &device, true)
         .override_global(maps::global::SLOT, &index, true)
-        .override_global(maps::global::DATAGRAM_PORT, &of.port, true)
         .override_global(maps::global::TREE, &tree, true)
+        .override_global(maps::global::DATAGRAM_PORT, &port, true)
+        .override_global(maps::global::RETVAL, &retval, true)
+        .override_global(maps::global::PIDS, &kind, true)
+        .override_global(maps::global::PID_DEVICE, &pids.device, true)
+        .override_global(maps::global::PID_INODE, &pids.inode, true)
         .load(super::probe::programs().map_err(|why| HostError::Unsupported(why.into()))?)
         .map_err(|e| failed("load the kernel programs' maps", &e))
 }
