@@ -8,8 +8,8 @@ use aya_ebpf::{
     maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use tpx_ebpf_abi::{
-    Counter, Flow, Rule, Target, Verdict,
-    maps::{BYPASS_MAX, HELD_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
+    Counter, Flow, Rule, Station, Target, Verdict,
+    maps::{BYPASS_MAX, HELD_MAX, RULES_MAX, SENDERS_MAX, STATIONS_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
     mark,
     slot::{NAMES, Slot},
 };
@@ -26,6 +26,9 @@ static SLOT: Global<u32> = Global::new(0);
 /// Port of the daemon's sockets that datagrams arrive at.
 #[unsafe(no_mangle)]
 pub(crate) static DATAGRAM_PORT: Global<u16> = Global::new(0);
+/// Not 0: programs on devices outlive a crash.
+#[unsafe(no_mangle)]
+pub(crate) static OUTLIVES: Global<u32> = Global::new(0);
 
 #[map]
 pub(crate) static RULES4: LpmTrie<[u8; 4], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
@@ -59,6 +62,10 @@ pub(crate) static SOCKETS: SockMap = SockMap::with_max_entries(4, 0);
 pub(crate) static HELD: HashMap<Flow, Verdict> = HashMap::with_max_entries(HELD_MAX, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static SYNS: RingBuf = RingBuf::with_byte_size(SYNS_BYTES, 0);
+#[map]
+pub(crate) static SENDERS: LpmTrie<[u8; 16], u8> = LpmTrie::with_max_entries(SENDERS_MAX, 0);
+#[map]
+pub(crate) static STATIONS: LruHashMap<[u8; 16], Station> = LruHashMap::with_max_entries(STATIONS_MAX, 0);
 #[map]
 static LOOKED_UP: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[map]

@@ -1,5 +1,7 @@
 //! Contexts and helpers of the kernel, in terms that the programs use.
 
+mod frame;
+
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
@@ -14,6 +16,7 @@ use aya_ebpf::{
 };
 use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, Kind, SynRecord, Verdict, mark, v4_mapped};
 
+pub(crate) use self::frame::{ETHERNET, Frame, Route};
 use crate::maps::{BYPASS, NETNS_COOKIE, count, reinject_mark};
 
 const AF_INET: u32 = 2;

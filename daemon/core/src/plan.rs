@@ -8,6 +8,8 @@ use std::{net::IpAddr, path::PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::devices::DevicePattern;
+
 mod bounded;
 mod check;
 
@@ -85,6 +87,10 @@ pub struct Plan {
     /// What systemd-resolved is told, where it runs.
     #[serde(default)]
     pub resolver: Option<ResolverLink>,
+    /// The bridges whose containers see the cluster, also those that appear later; only on the express lane, and not for
+    /// one process tree. At most [`Plan::MAX_CONTAINER_DEVICES`].
+    #[serde(default, deserialize_with = "bounded::list::<_, _, { Plan::MAX_CONTAINER_DEVICES }>")]
+    pub container_devices: Vec<DevicePattern>,
 }
 
 impl Plan {
@@ -94,6 +100,8 @@ impl Plan {
     pub const MAX_NAME_SERVERS: usize = 8;
     /// Bound on `protected`; an API server has a few addresses.
     pub const MAX_PROTECTED: usize = 64;
+    /// Bound on `container_devices`.
+    pub const MAX_CONTAINER_DEVICES: usize = 32;
     /// Bound on each list of domains of a [`ResolverLink`].
     pub const MAX_DOMAINS: usize = 512;
 

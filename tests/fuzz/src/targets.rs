@@ -39,6 +39,7 @@ fn requests() -> Vec<Vec<u8>> {
             routing_domains: vec!["cluster.local".into(), "emojivoto".into()],
             search_domains: vec!["default.svc.cluster.local".into()],
         }),
+        container_devices: ["docker0", "br-????????????"].iter().filter_map(|pattern| pattern.parse().ok()).collect(),
         ..Plan::default()
     };
     let floor = Plan { road: Road::Tun, scope: Scope::Workstation, resolver: None, ..plan.clone() };

@@ -11,7 +11,10 @@ use super::{
     tree::{self, Node, place},
     value::{Value, unknown},
 };
-use crate::subnets::{RoutingPolicy, VnatSelector};
+use crate::{
+    devices::DevicePattern,
+    subnets::{RoutingPolicy, VnatSelector},
+};
 
 /// A list, each item of which knows where it stands.
 pub type List<T> = Vec<Setting<T>>;
@@ -93,6 +96,10 @@ settings! {
     also_proxy_subnets: List<IpNet> = "routing.alsoProxySubnets", Vec::new();
     /// Subnets that never enter the tunnel.
     never_proxy_subnets: List<IpNet> = "routing.neverProxySubnets", Vec::new();
+    /// Whether containers on this machine see the cluster.
+    containers: bool = "containers.enabled", true;
+    /// The bridges that they sit behind.
+    container_devices: List<DevicePattern> = "containers.devices", usual_container_devices();
     /// Ends of names that are asked in the cluster.
     include_suffixes: List<DnsName> = "dns.includeSuffixes", Vec::new();
     /// Ends of names that are never asked in the cluster.
@@ -216,6 +223,10 @@ fn default_virtual_subnets() -> List<IpNet> {
         .into_iter()
         .map(|net| Setting::new(net, Origin::default_value()))
         .collect()
+}
+
+fn usual_container_devices() -> List<DevicePattern> {
+    DevicePattern::usual().into_iter().map(|pattern| Setting::new(pattern, Origin::default_value())).collect()
 }
 
 fn default_exclude_suffixes() -> List<DnsName> {

@@ -44,6 +44,9 @@ logLevels:
   userDaemon: debug
   rootDaemon: trace
   cli: error
+containers:
+  enabled: true
+  devices: [docker0, 'br-*']
 ";
 
 #[test]
@@ -60,6 +63,7 @@ fn every_key_is_read() {
     assert_eq!(config.mappings.value[0].value.alias_for, "shop.prod");
     assert_eq!(config.lookup_timeout.value, Limit(Duration::from_secs(90)));
     assert_eq!(config.log_cli.value, LogLevel::Error);
+    assert_eq!(config.served_devices(), ["docker0".parse().unwrap(), "br-*".parse().unwrap()]);
     let shown: Vec<_> =
         config.rows().into_iter().map(|row| format!("{} = {} ({})", row.key, row.value, row.origin)).collect();
     for line in [
@@ -68,6 +72,7 @@ fn every_key_is_read() {
         "dns.excludeSuffixes = none (config.yml:13:20)",
         "dns.mappings = shop.example -> shop.prod (config.yml:16:5)",
         "dns.lookupTimeout = 1m30s (config.yml:18:18)",
+        "containers.devices = docker0, br-* (config.yml:25:12)",
     ] {
         assert!(shown.iter().any(|shown| shown == line), "{line} is not in {shown:#?}");
     }
@@ -95,6 +100,15 @@ fn routing_follows_the_configuration() {
 }
 
 #[test]
+fn containers_can_be_left_out() {
+    assert_eq!(Config::from(Partial::default()).served_devices(), crate::devices::DevicePattern::usual());
+    assert_eq!(Config::from(read("containers: {enabled: false}")).served_devices(), []);
+    assert_eq!(Config::from(read("containers: {devices: []}")).served_devices(), []);
+    let many = format!("containers: {{devices: [{}docker0]}}", "docker0, ".repeat(32));
+    assert!(error(&many).contains("docker0 is one too many: 32 are possible; join some"), "{}", error(&many));
+}
+
+#[test]
 fn nothing_sets_nothing() {
     for text in ["", "# a comment\n", "---\n", "{}", "routing:\ndns: {}\n"] {
         assert_eq!(read(text), Partial::default(), "{text:?}");
@@ -114,12 +128,17 @@ fn every_mistake_is_one_line_that_names_the_place() {
             "routing:\n  virtualSubnets: 10.0.0.0/8\n",
             "config.yml:2:3: routing.virtualSubnets: unknown key; did you mean routing.virtualSubnet?",
         ),
+        (
+            "containers: {devices: [eth0, lo]}\n",
+            "config.yml:1:30: containers.devices: \"lo\" matches lo, which is no bridge of containers; write a bridge's name, \
+             as in docker0 or \"br-*\"",
+        ),
         ("rooting: {}\n", "config.yml:1:1: rooting: unknown key; did you mean routing?"),
         (
             "virtualSubnet: 246.0.0.0/16\n",
             "config.yml:1:1: virtualSubnet: unknown key; did you mean routing.virtualSubnet?",
         ),
-        ("colour: red\n", "config.yml:1:1: colour: unknown key; known here: datapath, routing, dns, logLevels"),
+        ("colour: red\n", "config.yml:1:1: colour: unknown key; known here: datapath, routing, containers, dns, logLevels"),
         (
             "dns:\n  mappings:\n  - name: a.b\n    aliasfor: c.d\n",
             "config.yml:4:5: dns.mappings.aliasfor: unknown key; did you mean dns.mappings.aliasFor?",
@@ -170,7 +189,7 @@ fn every_mistake_is_one_line_that_names_the_place() {
         ),
         (
             "- routing\n",
-            "config.yml:1:1: a list where a mapping belongs; known here: datapath, routing, dns, logLevels",
+            "config.yml:1:1: a list where a mapping belongs; known here: datapath, routing, containers, dns, logLevels",
         ),
         (
             "routing:\n  virtualSubnet: [246.100.0.0/16, 246.101.0.0/16]\n",

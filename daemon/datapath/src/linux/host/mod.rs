@@ -4,8 +4,10 @@
 //! dies. Policy rules do not; one that is left over leads to an empty table, and the next start sweeps it away.
 
 mod cgroup;
+mod containers;
 mod desired;
 mod device;
+mod links;
 mod names;
 mod network;
 mod probe;
@@ -13,6 +15,7 @@ mod programs;
 mod resolved;
 mod rules;
 mod sockets;
+mod tc;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,22 +26,24 @@ use std::{
 
 use async_trait::async_trait;
 use ipnet::IpNet;
+use tokio::sync::watch;
 use tpx_core::plan::{Plan, Road, Scope};
 use tpx_ebpf_abi::{Action, slot::Slot};
 
 pub use probe::{Features, probe};
 
 use self::{
+    containers::Containers,
     desired::{Desired, Table},
     device::Device,
     names::Name,
     network::{Footprint, Network},
-    programs::{Ahead, Programs},
+    programs::{Ahead, Globals, Programs},
     resolved::Resolved,
     rules::Rule,
     sockets::Datagrams,
 };
-use super::{DnsSockets, ExpressFiles, Handover};
+use super::{Bridges, DnsSockets, ExpressFiles, Handover, Hook};
 use crate::{Host, HostError};
 
 /// Does the privileged work in the network namespace of the calling thread. Needs CAP_NET_ADMIN, CAP_NET_RAW and a tokio
@@ -50,6 +55,8 @@ pub struct LinuxHost {
     slot: Slot,
     bus: Option<String>,
     ahead: Option<Ahead>,
+    hook: Hook,
+    bridges: watch::Sender<Bridges>,
     applied: Option<Applied>,
 }
 
@@ -70,6 +77,7 @@ struct Applied {
 /// What only the express lane has.
 #[derive(Debug)]
 struct Express {
+    containers: Containers,
     programs: Programs,
     /// What the hooks are attached to.
     scope: Option<Scope>,
@@ -89,7 +97,20 @@ impl LinuxHost {
     /// Changes nothing yet.
     #[must_use]
     pub fn new(slot: Slot) -> Self {
-        Self { slot, bus: None, ahead: None, applied: None }
+        let hook = Hook::of(probe::has_tcx());
+        Self { slot, bus: None, ahead: None, hook, bridges: watch::Sender::default(), applied: None }
+    }
+
+    /// Attaches to devices as kernels before 6.6 do.
+    #[must_use]
+    pub fn with_clsact(self) -> Self {
+        Self { hook: Hook::Clsact, ..self }
+    }
+
+    /// The bridges whose containers are served, as they come and go.
+    #[must_use]
+    pub fn bridges(&self) -> watch::Receiver<Bridges> {
+        self.bridges.subscribe()
     }
 
     /// Looks for systemd-resolved at another D-Bus (an address as in `DBUS_SYSTEM_BUS_ADDRESS`) than the system's.
@@ -138,16 +159,20 @@ impl LinuxHost {
         };
         applied.converge(&network, self.slot, plan).await?;
         applied.rescope(&plan.scope)?;
+        applied.serve_containers(plan).await;
         Ok(applied)
     }
 
     fn express(&mut self, device: &Device, ipv6: bool) -> Result<Express, HostError> {
         let datagrams = Datagrams::open(self.slot, ipv6)?;
-        let mut programs = Programs::load(self.slot, device.index, datagrams.port, self.ahead.take())?;
+        let outlives = self.hook == Hook::Clsact;
+        let globals = Globals { slot: self.slot, device: device.index, port: datagrams.port, outlives };
+        let mut programs = Programs::load(globals, self.ahead.take())?;
         datagrams.register(&mut programs)?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
         let raws = sockets::raws(self.slot, ipv6)?;
-        Ok(Express { programs, scope: None, listeners, raws, datagrams })
+        let containers = Containers::new(programs.shared(), self.hook, self.slot, self.bridges.clone());
+        Ok(Express { containers, programs, scope: None, listeners, raws, datagrams })
     }
 }
 
@@ -172,7 +197,10 @@ impl Host for LinuxHost {
             Err(e) => Err(e),
         };
         match &changed {
-            Ok(_) => applied.plan = plan.clone(),
+            Ok(_) => {
+                applied.serve_containers(plan).await;
+                applied.plan = plan.clone();
+            }
             Err(e) => {
                 tracing::warn!("the plan could not be applied ({e}); going back to the one before");
                 let before = applied.plan.clone();
@@ -242,6 +270,14 @@ impl Applied {
             express.scope = Some(scope.clone());
         }
         Ok(())
+    }
+
+    /// Containers see the cluster as the workstation does; a process tree is none of theirs.
+    async fn serve_containers(&mut self, plan: &Plan) {
+        if let Some(express) = &mut self.express {
+            let patterns = if plan.scope == Scope::Workstation { &plan.container_devices[..] } else { &[] };
+            express.containers.serve(patterns).await;
+        }
     }
 
     fn handover(&self, plan: &Plan) -> Result<Handover, HostError> {

@@ -5,6 +5,7 @@ use std::{
     io,
     net::IpAddr,
     os::fd::{AsFd as _, AsRawFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
@@ -27,12 +28,23 @@ use crate::{HostError, linux::sys};
 /// Loaded programs. Dropping it detaches and unloads them.
 pub(super) struct Programs {
     hooks: Vec<CgroupSockAddrLink>,
-    bpf: Ebpf,
+    bpf: Shared,
     rules4: LpmTrie<MapData, [u8; 4], Rule>,
     rules6: LpmTrie<MapData, [u8; 16], Rule>,
     names4: Names<[u8; 4]>,
     names6: Names<[u8; 16]>,
     _log: Option<Log>,
+}
+
+/// The programs and maps, for whoever attaches some of them. They are unloaded with the last copy.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<Ebpf>>);
+
+impl Shared {
+    /// Looks at them; nobody waits while holding this.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Ebpf> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Both directions of the exchange of name servers.
@@ -64,6 +76,18 @@ impl std::fmt::Debug for Programs {
     }
 }
 
+/// What the programs are loaded for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Globals {
+    pub(super) slot: Slot,
+    /// Index of the TUN device.
+    pub(super) device: u32,
+    /// Where datagrams arrive.
+    pub(super) port: u16,
+    /// Whether programs on devices outlive a crash.
+    pub(super) outlives: bool,
+}
+
 /// Passes on what the programs log, until it is dropped.
 struct Log(JoinHandle<()>);
 
@@ -89,10 +113,10 @@ impl Ahead {
 }
 
 impl Programs {
-    /// Loads all programs for a slot whose device has the index `device` and whose datagrams arrive at `port`, and
-    /// attaches the one that steers packets: without rules it does nothing.
-    pub(super) fn load(slot: Slot, device: u32, port: u16, ahead: Option<Ahead>) -> Result<Self, HostError> {
-        let mut bpf = object(slot, device, port, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
+    /// Loads all programs but those for containers, and attaches the one that steers packets: without rules it does
+    /// nothing.
+    pub(super) fn load(globals: Globals, ahead: Option<Ahead>) -> Result<Self, HostError> {
+        let mut bpf = object(globals, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
         let log = read_log(&mut bpf);
         for name in program::CGROUP {
             let hook: &mut CgroupSockAddr = get(&mut bpf, name)?;
@@ -108,6 +132,7 @@ impl Programs {
         let rules6 = take(&mut bpf, maps::RULES6)?;
         let names4 = Names { own: take(&mut bpf, maps::NAMES4)?, server: take(&mut bpf, maps::SERVERS4)? };
         let names6 = Names { own: take(&mut bpf, maps::NAMES6)?, server: take(&mut bpf, maps::SERVERS6)? };
+        let bpf = Shared(Arc::new(Mutex::new(bpf)));
         Ok(Self { hooks: Vec::new(), bpf, rules4, rules6, names4, names6, _log: log })
     }
 
@@ -115,26 +140,30 @@ impl Programs {
     pub(super) fn attach(&mut self, scope: &Scope) -> Result<(), HostError> {
         let (path, group) = cgroup::open(scope)?;
         let mut hooks = Vec::with_capacity(program::CGROUP.len());
+        let mut bpf = self.bpf.lock();
         for name in program::CGROUP {
-            let hook: &mut CgroupSockAddr = get(&mut self.bpf, name)?;
+            let hook: &mut CgroupSockAddr = get(&mut bpf, name)?;
             let what = || format!("attach {name} to {}", path.display());
             // "Single" is the only mode that links take; links of others stay beside ours all the same.
             let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(), &e))?;
             hooks.push(hook.take_link(id).map_err(|e| failed(what(), &e))?);
         }
+        drop(bpf);
         self.hooks = hooks;
         Ok(())
     }
 
     /// Sets the filter that holds SYNs.
     pub(super) fn hold(&mut self, listener: &socket2::Socket) -> Result<(), HostError> {
-        let hold: &mut SocketFilter = get(&mut self.bpf, program::HOLD)?;
+        let mut bpf = self.bpf.lock();
+        let hold: &mut SocketFilter = get(&mut bpf, program::HOLD)?;
         hold.attach(listener).map_err(|e| failed("attach the filter to a listener", &e))
     }
 
     /// Makes `socket` the one that packets are handed to; `index` is one of [`maps`]'s, a bound UDP socket or a listener.
     pub(super) fn set_socket(&mut self, index: u32, socket: &impl AsRawFd) -> Result<(), HostError> {
-        let map = self.bpf.map_mut(maps::SOCKETS).ok_or_else(|| missing(maps::SOCKETS))?;
+        let mut bpf = self.bpf.lock();
+        let map = bpf.map_mut(maps::SOCKETS).ok_or_else(|| missing(maps::SOCKETS))?;
         let mut map = SockMap::try_from(map).map_err(|e| failed("open the map of sockets", &e))?;
         map.set(index, socket, 0).map_err(|e| failed("register a socket", &e))
     }
@@ -178,10 +207,16 @@ impl Programs {
         .map_err(|e| failed(format!("forget the name server {server}"), &e))
     }
 
+    /// The programs themselves.
+    pub(super) fn shared(&self) -> Shared {
+        self.bpf.clone()
+    }
+
     /// Copies of the map files for the user daemon.
     pub(super) fn maps(&self) -> io::Result<MapFiles> {
         let copy = |data: &MapData| data.fd().as_fd().try_clone_to_owned();
-        let named = |name: &str| match self.bpf.map(name) {
+        let bpf = self.bpf.lock();
+        let named = |name: &str| match bpf.map(name) {
             Some(Map::RingBuf(d) | Map::HashMap(d) | Map::LruHashMap(d) | Map::PerCpuArray(d)) => copy(d),
             _ => Err(io::Error::new(io::ErrorKind::NotFound, format!("no map {name}"))),
         };
@@ -217,18 +252,19 @@ impl<K: aya::Pod> Names<K> {
 }
 
 /// Loads the maps, and the programs as far as memory.
-fn object(slot: Slot, device: u32, port: u16, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
+fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
-    let index = slot.index();
+    let (index, outlives) = (globals.slot.index(), u32::from(globals.outlives));
     // It borrows what is above from here on.
     let mut loader: EbpfLoader<'_> = loader;
     loader
         .override_global(maps::global::NETNS_COOKIE, &cookie, true)
-        .override_global(maps::global::DEVICE, &device, true)
+        .override_global(maps::global::DEVICE, &globals.device, true)
         .override_global(maps::global::SLOT, &index, true)
-        .override_global(maps::global::DATAGRAM_PORT, &port, true)
+        .override_global(maps::global::DATAGRAM_PORT, &globals.port, true)
+        .override_global(maps::global::OUTLIVES, &outlives, true)
         .load(super::probe::programs().map_err(|why| HostError::Unsupported(why.into()))?)
         .map_err(|e| failed("load the kernel programs' maps", &e))
 }
@@ -252,7 +288,8 @@ fn read_log(bpf: &mut Ebpf) -> Option<Log> {
     })))
 }
 
-fn get<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, HostError>
+/// A program of the object.
+pub(super) fn get<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, HostError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program>,
 {
@@ -263,12 +300,13 @@ fn take<M: TryFrom<Map>>(bpf: &mut Ebpf, name: &str) -> Result<M, HostError> {
     bpf.take_map(name).and_then(|m| m.try_into().ok()).ok_or_else(|| missing(name))
 }
 
-fn missing(name: &str) -> HostError {
+/// The object lacks what the loader expects in it.
+pub(super) fn missing(name: &str) -> HostError {
     HostError::Unsupported(format!("the built-in kernel programs lack {name}; build again"))
 }
 
 /// The verifier's words are long: they go to the log, and its verdict to the user.
-fn load_failed(name: &str, error: &aya::programs::ProgramError) -> HostError {
+pub(super) fn load_failed(name: &str, error: &aya::programs::ProgramError) -> HostError {
     if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = error {
         tracing::debug!("the verifier refused {name}:\n{verifier_log}");
         return failed(format!("load the kernel program {name}"), io_error);
