@@ -1,6 +1,8 @@
 //! What stands for the cluster: an express lane whose ports answer in fixed ways.
 
 use std::{
+    future::poll_fn,
+    io::{ErrorKind, IoSlice},
     net::IpAddr,
     os::fd::OwnedFd,
     sync::{
@@ -18,9 +20,9 @@ use tokio::{
 };
 use tpx_core::{dial::DialFailure, plan::Plan};
 use tpx_datapath::{
-    Arrival, DatagramFlow, FlowSource as _, FlowStream, Host as _, HostError, Knock, MapsDump,
+    Arrival, DatagramFlow, EchoFlow, Floor, FlowSource, FlowStream, Host as _, HostError, Knock, MapsDump, NetStream,
     linux::{
-        Bypass, DnsSockets, ExpressFiles, Handover, LinuxHost, Maps, Slot, Translations,
+        Bypass, DnsSockets, ExpressFiles, Handover, LinuxHost, Maps, Slot, Translations, Tun,
         express::{ExpressLane, ExpressParts},
     },
 };
@@ -86,30 +88,27 @@ impl Relay {
         let maps = Maps::of(&express)?;
         let translations = Translations::of(&express)?;
         let ExpressFiles { listeners, raws, syns, held, bypass, datagrams, targets, .. } = express;
-        let mut source = ExpressLane::new(ExpressParts { listeners, raws, syns, held, datagrams, targets })?;
+        let source = ExpressLane::new(ExpressParts { listeners, raws, syns, held, datagrams, targets })?;
         let mut lane = JoinSet::new();
         let (knocks, associations) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let counted = (Arc::clone(&knocks), Arc::clone(&associations));
-        lane.spawn(async move {
-            let mut flows = JoinSet::new();
-            while let Some(arrival) = source.next().await {
-                match arrival {
-                    Arrival::Connection(knock) => {
-                        counted.0.fetch_add(1, Ordering::Relaxed);
-                        flows.spawn(answer(knock));
-                    }
-                    Arrival::Datagrams(flow) => {
-                        counted.1.fetch_add(1, Ordering::Relaxed);
-                        flows.spawn(answer_datagrams(flow));
-                    }
-                    Arrival::Echo(_) => {}
-                }
-            }
-        });
+        lane.spawn(carry(source, Arc::clone(&knocks), Arc::clone(&associations)));
         for sockets in dns {
             serve_names(&mut lane, sockets)?;
         }
         Ok(Self { host, bypass: Bypass::new(bypass)?, translations, maps, knocks, associations, device, lane })
+    }
+
+    /// The same with a floor beside the lane; the two are told apart by nothing.
+    pub(crate) fn start_with_floor(world: &World, mut host: LinuxHost, plan: &Plan) -> Result<Self> {
+        let handover = world.block_on(host.apply(plan))?;
+        let (device, vnet_hdr, mtu) = (handover.device.try_clone()?, handover.vnet_hdr, u16::try_from(handover.mtu)?);
+        let mut relay = Self::serve(world, host, handover)?;
+        world.block_on(async {
+            let floor = Floor::new(Tun::new(device, vnet_hdr)?, mtu);
+            relay.lane.spawn(carry(floor, Arc::clone(&relay.knocks), Arc::clone(&relay.associations)));
+            anyhow::Ok(())
+        })?;
+        Ok(relay)
     }
 
     /// Applies another plan; the lane goes on with the files it has.
@@ -158,6 +157,25 @@ impl Relay {
     }
 }
 
+async fn carry(mut source: impl FlowSource, knocks: Arc<AtomicUsize>, associations: Arc<AtomicUsize>) {
+    let mut flows = JoinSet::new();
+    while let Some(arrival) = source.next().await {
+        match arrival {
+            Arrival::Connection(knock) => {
+                knocks.fetch_add(1, Ordering::Relaxed);
+                flows.spawn(answer(knock));
+            }
+            Arrival::Datagrams(flow) => {
+                associations.fetch_add(1, Ordering::Relaxed);
+                flows.spawn(answer_datagrams(flow));
+            }
+            Arrival::Echo(flow) => {
+                flows.spawn(answer_echoes(flow));
+            }
+        }
+    }
+}
+
 async fn answer(knock: Box<dyn Knock>) {
     match knock.destination().port() {
         REFUSED => knock.refuse(DialFailure::Refused),
@@ -166,9 +184,11 @@ async fn answer(knock: Box<dyn Knock>) {
         _ => {
             // As long as a dial into a cluster takes.
             tokio::time::sleep(Duration::from_millis(20)).await;
-            if let Ok(FlowStream::Socket(stream)) = knock.release().await {
-                let _ = echo(stream).await;
-            }
+            let _ = match knock.release().await {
+                Ok(FlowStream::Socket(stream)) => echo(stream).await,
+                Ok(FlowStream::Netstack(stream)) => echo_netstack(&stream).await,
+                Err(e) => Err(e),
+            };
         }
     }
 }
@@ -197,6 +217,33 @@ async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
             return stream.shutdown().await;
         }
         stream.write_all(&buffer[..n]).await?;
+    }
+}
+
+async fn echo_netstack(stream: &NetStream) -> std::io::Result<()> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        poll_fn(|cx| stream.poll_read_ready(cx)).await?;
+        let mut rest = match stream.try_read(&mut buffer) {
+            Ok(0) => return stream.shutdown_write(),
+            Ok(n) => &buffer[..n],
+            Err(e) if e.kind() == ErrorKind::WouldBlock => continue,
+            Err(e) => return Err(e),
+        };
+        while !rest.is_empty() {
+            poll_fn(|cx| stream.poll_write_ready(cx)).await?;
+            match stream.try_write_vectored(&[IoSlice::new(rest)]) {
+                Ok(n) => rest = &rest[n..],
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+async fn answer_echoes(mut flow: EchoFlow) {
+    while let Some(request) = flow.incoming.recv().await {
+        flow.back.reply(request);
     }
 }
 

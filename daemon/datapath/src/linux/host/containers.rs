@@ -197,8 +197,10 @@ impl Serving {
         if self.hook == Hook::Clsact {
             // What a run left behind that was killed. Its device is gone: its filters let everything pass.
             for bridge in bridges {
-                if let Err(e) = tc::remove_filters(bridge.index, preference(self.slot)) {
-                    tracing::debug!("the filters of {} stay: {e}", bridge.name);
+                let swept = tc::remove_filters(bridge.index, preference(self.slot))
+                    .and_then(|found| if found { tc::remove_idle_clsact(bridge.index) } else { Ok(()) });
+                if let Err(e) = swept {
+                    tracing::debug!("filters of an earlier run stay on {}: {e}", bridge.name);
                 }
             }
             qdisc_add_clsact(self.device).map_err(|e| failed("prepare the device for filters", &e))?;
