@@ -8,10 +8,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap},
 };
 use tpx_ebpf_abi::{
-    Counter, Flow, Owner, Policy, Rule, Target, Verdict,
+    Counter, Flow, Owner, Policy, Rule, Station, Target, Verdict,
     maps::{
-        BOUND_MAX, BYPASS_MAX, CALLERS_MAX, DENY_PORTS_MAX, HELD_MAX, OWNERS_MAX, RULES_MAX, SYNS_BYTES, TARGETS_MAX,
-        VIRTUAL_MAX,
+        BOUND_MAX, BYPASS_MAX, CALLERS_MAX, DENY_PORTS_MAX, HELD_MAX, OWNERS_MAX, RULES_MAX, SENDERS_MAX, STATIONS_MAX,
+        SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX,
     },
     mark,
     slot::{NAMES, Slot},
@@ -44,6 +44,9 @@ pub(crate) static PID_DEVICE: Global<u64> = Global::new(0);
 /// Inode of the PID namespace that the daemon lives in.
 #[unsafe(no_mangle)]
 pub(crate) static PID_INODE: Global<u64> = Global::new(0);
+/// Not 0: programs on devices outlive a crash.
+#[unsafe(no_mangle)]
+pub(crate) static OUTLIVES: Global<u32> = Global::new(0);
 
 #[map]
 pub(crate) static RULES4: LpmTrie<[u8; 4], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
@@ -91,6 +94,10 @@ pub(crate) static CALLERS: LruHashMap<u64, Owner> = LruHashMap::with_max_entries
 pub(crate) static OWNERS: LruHashMap<Flow, Owner> = LruHashMap::with_max_entries(OWNERS_MAX, 0);
 #[map]
 pub(crate) static SYNS: RingBuf = RingBuf::with_byte_size(SYNS_BYTES, 0);
+#[map]
+pub(crate) static SENDERS: LpmTrie<[u8; 16], u8> = LpmTrie::with_max_entries(SENDERS_MAX, 0);
+#[map]
+pub(crate) static STATIONS: LruHashMap<[u8; 16], Station> = LruHashMap::with_max_entries(STATIONS_MAX, 0);
 #[map]
 static LOOKED_UP: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[map]

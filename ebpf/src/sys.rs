@@ -1,5 +1,7 @@
 //! Contexts and helpers of the kernel, in terms that the programs use.
 
+mod frame;
+
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
@@ -17,10 +19,9 @@ use tpx_ebpf_abi::{
     Counter, Flow, IP_HEADER_MAX, Kind, Owner, Pids, SynRecord, Target, Verdict, mark, slot::Slot, v4_mapped,
 };
 
+pub(crate) use self::frame::{ETHERNET, Frame, Route};
 use crate::{
-    maps::{
-        BYPASS, NETNS_COOKIE, PID_DEVICE, PID_INODE, PIDS, RETVAL, count, member_mark, own_slot, reinject_mark,
-    },
+    maps::{BYPASS, NETNS_COOKIE, PID_DEVICE, PID_INODE, PIDS, RETVAL, count, member_mark, own_slot, reinject_mark},
     policy::Outcome,
 };
 

@@ -6,6 +6,7 @@
 
 pub mod cidr;
 pub mod config;
+pub mod devices;
 pub mod dial;
 pub mod dns;
 pub mod explain;

@@ -8,7 +8,7 @@ use std::{fmt, net::IpAddr, path::PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::DenyWith;
+use crate::{devices::DevicePattern, policy::DenyWith};
 
 mod bounded;
 mod check;
@@ -102,6 +102,10 @@ pub struct Plan {
     /// What systemd-resolved is told, where it runs. It answers every process: for a process tree it is told nothing.
     #[serde(default)]
     pub resolver: Option<ResolverLink>,
+    /// The bridges whose containers see the cluster, also those that appear later; only on the express lane, and not for
+    /// one process tree. At most [`Plan::MAX_CONTAINER_DEVICES`].
+    #[serde(default, deserialize_with = "bounded::list::<_, _, { Plan::MAX_CONTAINER_DEVICES }>")]
+    pub container_devices: Vec<DevicePattern>,
 }
 
 impl Scope {
@@ -131,6 +135,8 @@ impl Plan {
     pub const MAX_PROTECTED: usize = 64;
     /// Bound on `deny_ports`.
     pub const MAX_DENY_PORTS: usize = 1024;
+    /// Bound on `container_devices`.
+    pub const MAX_CONTAINER_DEVICES: usize = 32;
     /// Bound on each list of domains of a [`ResolverLink`].
     pub const MAX_DOMAINS: usize = 1024;
 

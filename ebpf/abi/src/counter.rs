@@ -75,6 +75,14 @@ counters! {
     DatagramsBound = "datagrams_bound",
     /// Datagrams handed to the daemon's socket.
     DatagramsAssigned = "datagrams_assigned",
+    /// Packets of containers taken off their bridge for the cluster.
+    ContainersSteered = "containers_steered",
+    /// Packets of containers taken off their bridge because they ask a name server.
+    ContainersAsked = "containers_asked",
+    /// Packets handed back to containers.
+    ContainersAnswered = "containers_answered",
+    /// Packets of containers left alone because their source does not live behind their bridge.
+    ContainersForeign = "containers_foreign",
 }
 
 #[cfg(test)]

@@ -48,6 +48,10 @@ pub const CALLERS: &str = "CALLERS";
 pub const OWNERS: &str = "OWNERS";
 /// Ring buffer of [`SynRecord`](crate::SynRecord).
 pub const SYNS: &str = "SYNS";
+/// LPM trie: prefix of containers' addresses (IPv4 as IPv4-mapped) to `u8`; the containers that see the cluster.
+pub const SENDERS: &str = "SENDERS";
+/// LRU hash: a container's address (IPv4 as IPv4-mapped) to its [`Station`](crate::Station).
+pub const STATIONS: &str = "STATIONS";
 /// Per-CPU array of one `u32`: the ports of the packet that was looked up last.
 pub const LOOKED_UP: &str = "LOOKED_UP";
 /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
@@ -81,6 +85,10 @@ pub const OWNERS_MAX: u32 = 8192;
 pub const BYPASS_MAX: u32 = 65536;
 /// Bound on the sources of steered sockets that are remembered; the oldest go first.
 pub const BOUND_MAX: u32 = 4096;
+/// Bound on the containers' addresses that a scope names.
+pub const SENDERS_MAX: u32 = 1024;
+/// Bound on the containers that answers find back to; the longest silent go first.
+pub const STATIONS_MAX: u32 = 16384;
 /// Size of the ring buffer in bytes: 6,000 SYNs without payload.
 pub const SYNS_BYTES: u32 = 1 << 20;
 
@@ -104,6 +112,8 @@ pub mod global {
     pub const PID_DEVICE: &str = "PID_DEVICE";
     /// `u64`: inode of the PID namespace that numbers are of.
     pub const PID_INODE: &str = "PID_INODE";
+    /// `u32`: not 0 where programs on devices outlive a crash; they let packets pass once the TUN device is gone.
+    pub const OUTLIVES: &str = "OUTLIVES";
 }
 
 /// Names of the programs, as the loader finds them.
@@ -119,4 +129,8 @@ pub mod program {
     pub const LOOKUP: &str = "lookup";
     /// The socket filter on the listeners.
     pub const HOLD: &str = "hold";
+    /// On containers' bridges, incoming.
+    pub const FROM_CONTAINER: &str = "from_container";
+    /// On the TUN device, incoming.
+    pub const TO_CONTAINER: &str = "to_container";
 }

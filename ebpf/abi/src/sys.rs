@@ -1,6 +1,6 @@
 //! Marks the shared types as readable from any bytes.
 
-use crate::{Flow, Owner, Policy, Rule, Target, Verdict};
+use crate::{Flow, Owner, Policy, Rule, Station, Target, Verdict};
 
 // SAFETY: byte arrays only; every bit pattern is valid and there is no padding.
 unsafe impl aya::Pod for Flow {}
@@ -14,3 +14,5 @@ unsafe impl aya::Pod for Owner {}
 unsafe impl aya::Pod for Rule {}
 // SAFETY: integers of one size, without padding.
 unsafe impl aya::Pod for Target {}
+// SAFETY: an integer and bytes up to its alignment, without padding.
+unsafe impl aya::Pod for Station {}

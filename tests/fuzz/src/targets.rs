@@ -4,7 +4,9 @@ use tpx_core::{
     dns::{Header, Question},
     plan::{Plan, ResolverLink, Road, Scope},
 };
-use tpx_datapath::remote::protocol::{Enter, FRAME_MAX, Hello, Request, VERSION, frame, missing, parse_frame, quotable, take};
+use tpx_datapath::remote::protocol::{
+    Enter, FRAME_MAX, Hello, Request, VERSION, frame, missing, parse_frame, quotable, take,
+};
 use tpx_link::capsule::{Capsule, Decoder, datagram};
 
 /// A parser.
@@ -39,6 +41,7 @@ fn requests() -> Vec<Vec<u8>> {
             routing_domains: vec!["cluster.local".into(), "emojivoto".into()],
             search_domains: vec!["default.svc.cluster.local".into()],
         }),
+        container_devices: ["docker0", "br-????????????"].iter().filter_map(|pattern| pattern.parse().ok()).collect(),
         ..Plan::default()
     };
     let floor = Plan { road: Road::Tun, scope: Scope::Workstation, resolver: None, ..plan.clone() };

@@ -7,7 +7,8 @@ use ipnet::IpNet;
 
 use super::{Config, ConfigError, List, Mapping, Partial, Setting};
 use crate::{
-    plan::may_be_steered,
+    devices::DevicePattern,
+    plan::{Plan, may_be_steered},
     subnets::{VnatSelector, ranges},
 };
 
@@ -16,6 +17,7 @@ const VNAT: &str = "routing.vnat";
 const ALSO: &str = "routing.alsoProxySubnets";
 const NEVER: &str = "routing.neverProxySubnets";
 const MAPPINGS: &str = "dns.mappings";
+const DEVICES: &str = "containers.devices";
 
 impl Partial {
     /// Checks one layer by itself, so that the layer is blamed which is wrong whatever the others say.
@@ -27,6 +29,7 @@ impl Partial {
             list.as_ref().map_or(&[], |setting| &setting.value)
         }
         check(of(&self.virtual_subnet), of(&self.vnat), of(&self.also_proxy_subnets), of(&self.never_proxy_subnets))?;
+        few_devices(of(&self.container_devices))?;
         mapped_once(of(&self.mappings))
     }
 }
@@ -43,6 +46,17 @@ impl Config {
             &self.also_proxy_subnets.value,
             &self.never_proxy_subnets.value,
         )
+    }
+}
+
+/// As many as a plan takes.
+fn few_devices(devices: &[Setting<DevicePattern>]) -> Result<(), ConfigError> {
+    match devices.get(Plan::MAX_CONTAINER_DEVICES) {
+        Some(one) => {
+            let what = format!("{} is one too many: {} are possible", one.value, Plan::MAX_CONTAINER_DEVICES);
+            Err(ConfigError::new(one.origin.clone(), DEVICES, what, "join some with * or ?"))
+        }
+        None => Ok(()),
     }
 }
 

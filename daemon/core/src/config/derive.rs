@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::{Config, List};
-use crate::{dns::PolicyConfig, policy::DenyRule, subnets::RoutingPolicy};
+use crate::{devices::DevicePattern, dns::PolicyConfig, policy::DenyRule, subnets::RoutingPolicy};
 
 impl Config {
     /// The rules of routing. A family without a range of its own keeps the usual one.
@@ -33,6 +33,13 @@ impl Config {
     #[must_use]
     pub fn denials(&self) -> Vec<DenyRule> {
         self.deny.value.iter().map(|setting| setting.value.clone()).collect()
+    }
+
+    /// The bridges whose containers see the cluster; none when containers are left out.
+    #[must_use]
+    pub fn served_devices(&self) -> Vec<DevicePattern> {
+        let devices = self.container_devices.value.iter().filter(|_| self.containers.value);
+        devices.map(|setting| setting.value.clone()).collect()
     }
 
     /// Adds the user's rules to what decides about names.

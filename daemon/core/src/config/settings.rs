@@ -12,6 +12,7 @@ use super::{
     value::{Value, unknown},
 };
 use crate::{
+    devices::DevicePattern,
     policy::{DenyRule, DenyWith},
     subnets::{RoutingPolicy, VnatSelector},
 };
@@ -100,6 +101,10 @@ settings! {
     deny: List<DenyRule> = "policy.deny", Vec::new();
     /// What who is denied hears.
     deny_with: DenyWith = "policy.denyWith", DenyWith::Access;
+    /// Whether containers on this machine see the cluster.
+    containers: bool = "containers.enabled", true;
+    /// The bridges that they sit behind.
+    container_devices: List<DevicePattern> = "containers.devices", usual_container_devices();
     /// Ends of names that are asked in the cluster.
     include_suffixes: List<DnsName> = "dns.includeSuffixes", Vec::new();
     /// Ends of names that are never asked in the cluster.
@@ -223,6 +228,10 @@ fn default_virtual_subnets() -> List<IpNet> {
         .into_iter()
         .map(|net| Setting::new(net, Origin::default_value()))
         .collect()
+}
+
+fn usual_container_devices() -> List<DevicePattern> {
+    DevicePattern::usual().into_iter().map(|pattern| Setting::new(pattern, Origin::default_value())).collect()
 }
 
 fn default_exclude_suffixes() -> List<DnsName> {

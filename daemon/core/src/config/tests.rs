@@ -47,6 +47,9 @@ logLevels:
 policy:
   deny: [namespace:shop, 10.96.7.0/24, port:25]
   denyWith: refused
+containers:
+  enabled: true
+  devices: [docker0, 'br-*']
 ";
 
 #[test]
@@ -64,6 +67,7 @@ fn every_key_is_read() {
     assert_eq!(config.lookup_timeout.value, Limit(Duration::from_secs(90)));
     assert_eq!(config.log_cli.value, LogLevel::Error);
     assert_eq!(config.denials(), ["namespace:shop", "10.96.7.0/24", "port:25"].map(|rule| rule.parse().unwrap()));
+    assert_eq!(config.served_devices(), ["docker0".parse().unwrap(), "br-*".parse().unwrap()]);
     let shown: Vec<_> =
         config.rows().into_iter().map(|row| format!("{} = {} ({})", row.key, row.value, row.origin)).collect();
     for line in [
@@ -74,6 +78,7 @@ fn every_key_is_read() {
         "dns.lookupTimeout = 1m30s (config.yml:18:18)",
         "policy.deny = namespace:shop, 10.96.7.0/24, port:25 (config.yml:24:9)",
         "policy.denyWith = refused (config.yml:25:13)",
+        "containers.devices = docker0, br-* (config.yml:28:12)",
     ] {
         assert!(shown.iter().any(|shown| shown == line), "{line} is not in {shown:#?}");
     }
@@ -101,6 +106,15 @@ fn routing_follows_the_configuration() {
 }
 
 #[test]
+fn containers_can_be_left_out() {
+    assert_eq!(Config::from(Partial::default()).served_devices(), crate::devices::DevicePattern::usual());
+    assert_eq!(Config::from(read("containers: {enabled: false}")).served_devices(), []);
+    assert_eq!(Config::from(read("containers: {devices: []}")).served_devices(), []);
+    let many = format!("containers: {{devices: [{}docker0]}}", "docker0, ".repeat(32));
+    assert!(error(&many).contains("docker0 is one too many: 32 are possible; join some"), "{}", error(&many));
+}
+
+#[test]
 fn nothing_sets_nothing() {
     for text in ["", "# a comment\n", "---\n", "{}", "routing:\ndns: {}\n"] {
         assert_eq!(read(text), Partial::default(), "{text:?}");
@@ -120,12 +134,20 @@ fn every_mistake_is_one_line_that_names_the_place() {
             "routing:\n  virtualSubnets: 10.0.0.0/8\n",
             "config.yml:2:3: routing.virtualSubnets: unknown key; did you mean routing.virtualSubnet?",
         ),
+        (
+            "containers: {devices: [eth0, lo]}\n",
+            "config.yml:1:30: containers.devices: \"lo\" matches lo, which is no bridge of containers; write a bridge's name, \
+             as in docker0 or \"br-*\"",
+        ),
         ("rooting: {}\n", "config.yml:1:1: rooting: unknown key; did you mean routing?"),
         (
             "virtualSubnet: 246.0.0.0/16\n",
             "config.yml:1:1: virtualSubnet: unknown key; did you mean routing.virtualSubnet?",
         ),
-        ("colour: red\n", "config.yml:1:1: colour: unknown key; known here: datapath, routing, policy, dns, logLevels"),
+        (
+            "colour: red\n",
+            "config.yml:1:1: colour: unknown key; known here: datapath, routing, policy, containers, dns, logLevels",
+        ),
         (
             "dns:\n  mappings:\n  - name: a.b\n    aliasfor: c.d\n",
             "config.yml:4:5: dns.mappings.aliasfor: unknown key; did you mean dns.mappings.aliasFor?",
@@ -176,7 +198,8 @@ fn every_mistake_is_one_line_that_names_the_place() {
         ),
         (
             "- routing\n",
-            "config.yml:1:1: a list where a mapping belongs; known here: datapath, routing, policy, dns, logLevels",
+            "config.yml:1:1: a list where a mapping belongs; known here: datapath, routing, policy, containers, dns, \
+             logLevels",
         ),
         (
             "routing:\n  virtualSubnet: [246.100.0.0/16, 246.101.0.0/16]\n",

@@ -12,6 +12,7 @@ use super::{
     tree::{Node, place},
 };
 use crate::{
+    devices::{DevicePattern, DevicePatternError},
     dns::Name,
     policy::{DenyRule, DenyWith},
     subnets::{SelectorError, VnatSelector},
@@ -198,6 +199,19 @@ impl Scalar for IpNet {
             return problem(format!("{text} has bits set behind its prefix"), format!("write {}", net.trunc()));
         }
         Ok(net)
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::Text(self.to_string())
+    }
+}
+
+impl Scalar for DevicePattern {
+    fn parse(text: &str) -> Result<Self, Problem> {
+        text.trim().parse().map_err(|e: DevicePatternError| Problem {
+            what: e.to_string(),
+            next: "write a bridge's name, as in docker0 or \"br-*\"".into(),
+        })
     }
 
     fn shown(&self) -> Shown {

@@ -147,6 +147,7 @@ impl Plan {
         if let Some(resolver) = &self.resolver {
             resolver.check()?;
         }
+        bounded("patterns of container devices", self.container_devices.len(), Self::MAX_CONTAINER_DEVICES)?;
         match &self.scope {
             Scope::Cgroup(_) | Scope::Tree if self.road == Road::Tun => Err(PlanError::TreeOnFloor),
             Scope::Cgroup(path)
@@ -369,6 +370,14 @@ mod tests {
         for odd in ["", ".", "a..b", "a b", "~svc", "ü.example", &"a".repeat(64)] {
             assert_eq!(link(&own, odd), Err(PlanError::Domain(odd.into())), "{odd}");
         }
+    }
+
+    #[test]
+    fn container_devices() {
+        let many = |count| Plan { container_devices: vec!["docker0".parse().unwrap(); count], ..steering(&[]) };
+        assert_eq!(many(Plan::MAX_CONTAINER_DEVICES).check(), Ok(()));
+        let refused = PlanError::TooMany { what: "patterns of container devices", count: 33, max: 32 };
+        assert_eq!(many(33).check(), Err(refused));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The Linux datapath.
 
+mod bridges;
 mod bypass;
 pub mod express;
 mod handover;
@@ -12,6 +13,7 @@ mod sys;
 mod translations;
 mod tun;
 
+pub use bridges::{Bridge, Bridges, Hook};
 pub use bypass::Bypass;
 pub use handover::{DnsSockets, ExpressFiles, Handover, Layout, WrongCount};
 #[cfg(feature = "privileged")]

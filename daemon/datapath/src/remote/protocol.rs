@@ -327,6 +327,7 @@ mod tests {
                 routing_domains: domains.clone(),
                 search_domains: domains,
             }),
+            container_devices: vec!["br-????????????".parse().unwrap(); Plan::MAX_CONTAINER_DEVICES],
             ..Plan::default()
         };
         plan.check().unwrap();

@@ -2,6 +2,7 @@
 
 mod app;
 mod callers;
+mod containers;
 mod datagrams;
 mod floor;
 mod names;
@@ -76,6 +77,13 @@ const CASES: &[Case] = &[
     ("floor_hidden_subnets_keep_open_sockets", floor::hidden),
     ("floor_of_a_tree_is_for_marked_packets", floor::tree),
     ("floor_beside_a_vpn_that_routes_by_mark", floor::wg_quick),
+    ("containers_reach_the_cluster", containers::reach),
+    ("containers_reach_it_by_clsact", containers::reach_by_clsact),
+    ("containers_ask_for_names", containers::names),
+    ("containers_do_the_rest_as_ever", containers::untouched),
+    ("containers_on_bridges_that_come_and_go", containers::come_and_go),
+    ("containers_with_foreign_addresses", containers::foreign),
+    ("containers_kill_9_by_clsact", containers::killed),
     ("routes_as_without_tpx", routes::without_tpx),
     ("routes_are_followed", routes::followed),
     ("resolved_is_told", resolved::told),

@@ -19,6 +19,7 @@ use crate::relay::Relay;
 
 const PLAN: &str = "TPX_NETLAB_PLAN";
 const FEW: &str = "TPX_NETLAB_FEW_CAPABILITIES";
+const CLSACT: &str = "TPX_NETLAB_CLSACT";
 
 /// Whether this process is such an owner.
 pub(crate) fn asked() -> bool {
@@ -46,6 +47,9 @@ fn serve() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
         let mut host = LinuxHost::new(Slot::FIRST);
+        if env::var_os(CLSACT).is_some() {
+            host = host.with_clsact();
+        }
         let handover = host.apply(&plan).await?;
         let held: Box<dyn std::any::Any> = match &handover.express {
             Some(files) => {
@@ -67,10 +71,19 @@ fn serve() -> Result<()> {
 
 /// Starts an owner and waits until its plan is applied.
 pub(crate) fn start(world: &World, plan: &Plan, few_capabilities: bool) -> Result<Child> {
+    spawn(world, plan, few_capabilities.then_some(FEW))
+}
+
+/// Starts one with all capabilities that attaches to devices as old kernels do.
+pub(crate) fn start_with_clsact(world: &World, plan: &Plan) -> Result<Child> {
+    spawn(world, plan, Some(CLSACT))
+}
+
+fn spawn(world: &World, plan: &Plan, switch: Option<&str>) -> Result<Child> {
     let mut command = Command::new(env::current_exe()?);
     command.env(PLAN, serde_json::to_string(plan)?).stdin(Stdio::piped()).stdout(Stdio::piped());
-    if few_capabilities {
-        command.env(FEW, "1");
+    if let Some(switch) = switch {
+        command.env(switch, "1");
     }
     let mut child = command.spawn()?;
     let mut line = String::new();

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    future::poll_fn,
+    io::{ErrorKind, IoSlice},
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::{
@@ -19,9 +21,10 @@ use tokio::{
 };
 use tpx_core::{dial::DialFailure, plan::Plan};
 use tpx_datapath::{
-    Arrival, Caller, DatagramFlow, FlowSource as _, FlowStream, Host as _, HostError, Knock, MapsDump,
+    Arrival, Caller, DatagramFlow, EchoFlow, Floor, FlowSource, FlowStream, Host as _, HostError, Knock, MapsDump,
+    NetStream,
     linux::{
-        Bypass, DnsSockets, ExpressFiles, Handover, LinuxHost, Maps, Slot, Translations,
+        Bypass, DnsSockets, ExpressFiles, Handover, LinuxHost, Maps, Slot, Translations, Tun,
         express::{ExpressLane, ExpressParts},
     },
 };
@@ -45,15 +48,21 @@ pub(crate) const TOO_BIG: u16 = 85;
 /// Who called, by source and destination.
 type Callers = BTreeMap<(SocketAddr, SocketAddr), Option<Caller>>;
 
+/// What has reached the lane's owner.
+#[derive(Clone, Default)]
+struct Seen {
+    knocks: Arc<AtomicUsize>,
+    associations: Arc<AtomicUsize>,
+    callers: Arc<Mutex<Callers>>,
+}
+
 /// An applied plan with the lane behind it.
 pub(crate) struct Relay {
     pub(crate) host: LinuxHost,
     pub(crate) bypass: Bypass,
     pub(crate) translations: Translations,
     maps: Maps,
-    knocks: Arc<AtomicUsize>,
-    associations: Arc<AtomicUsize>,
-    callers: Arc<Mutex<Callers>>,
+    seen: Seen,
     /// Number of its slot.
     pub(crate) slot: u32,
     pub(crate) device: OwnedFd,
@@ -96,35 +105,28 @@ impl Relay {
         let maps = Maps::of(&express)?;
         let translations = Translations::of(&express)?;
         let ExpressFiles { listeners, raws, syns, held, bypass, datagrams, targets, owners, .. } = express;
-        let mut source = ExpressLane::new(ExpressParts { listeners, raws, syns, held, datagrams, targets, owners })?;
+        let source = ExpressLane::new(ExpressParts { listeners, raws, syns, held, datagrams, targets, owners })?;
         let mut lane = JoinSet::new();
-        let (knocks, associations) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let callers = Arc::new(Mutex::new(Callers::new()));
-        let noted = Arc::clone(&callers);
-        let counted = (Arc::clone(&knocks), Arc::clone(&associations));
-        lane.spawn(async move {
-            let mut flows = JoinSet::new();
-            while let Some(arrival) = source.next().await {
-                match arrival {
-                    Arrival::Connection(knock) => {
-                        counted.0.fetch_add(1, Ordering::Relaxed);
-                        let ends = (knock.source(), knock.destination());
-                        noted.lock().unwrap_or_else(PoisonError::into_inner).insert(ends, knock.caller());
-                        flows.spawn(answer(knock));
-                    }
-                    Arrival::Datagrams(flow) => {
-                        counted.1.fetch_add(1, Ordering::Relaxed);
-                        flows.spawn(answer_datagrams(flow));
-                    }
-                    Arrival::Echo(_) => {}
-                }
-            }
-        });
+        let seen = Seen::default();
+        lane.spawn(carry(source, seen.clone()));
         for sockets in dns {
             serve_names(&mut lane, sockets)?;
         }
         let bypass = Bypass::new(bypass)?;
-        Ok(Self { host, bypass, translations, maps, knocks, associations, callers, slot, device, lane })
+        Ok(Self { host, bypass, translations, maps, seen, slot, device, lane })
+    }
+
+    /// The same with a floor beside the lane; the two are told apart by nothing.
+    pub(crate) fn start_with_floor(world: &World, mut host: LinuxHost, plan: &Plan) -> Result<Self> {
+        let handover = world.block_on(host.apply(plan))?;
+        let (device, vnet_hdr, mtu) = (handover.device.try_clone()?, handover.vnet_hdr, u16::try_from(handover.mtu)?);
+        let mut relay = Self::serve(world, host, handover)?;
+        world.block_on(async {
+            let floor = Floor::new(Tun::new(device, vnet_hdr)?, mtu);
+            relay.lane.spawn(carry(floor, relay.seen.clone()));
+            anyhow::Ok(())
+        })?;
+        Ok(relay)
     }
 
     /// Applies another plan; the lane goes on with the files it has.
@@ -144,17 +146,17 @@ impl Relay {
 
     /// Attempts that reached the lane's owner.
     pub(crate) fn knocks(&self) -> usize {
-        self.knocks.load(Ordering::Relaxed)
+        self.seen.knocks.load(Ordering::Relaxed)
     }
 
     /// UDP associations that reached the lane's owner.
     pub(crate) fn associations(&self) -> usize {
-        self.associations.load(Ordering::Relaxed)
+        self.seen.associations.load(Ordering::Relaxed)
     }
 
     /// Who called, by source and destination of each attempt.
     pub(crate) fn callers(&self) -> Callers {
-        self.callers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen.callers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the maps hold.
@@ -178,6 +180,27 @@ impl Relay {
     }
 }
 
+async fn carry(mut source: impl FlowSource, seen: Seen) {
+    let mut flows = JoinSet::new();
+    while let Some(arrival) = source.next().await {
+        match arrival {
+            Arrival::Connection(knock) => {
+                seen.knocks.fetch_add(1, Ordering::Relaxed);
+                let ends = (knock.source(), knock.destination());
+                seen.callers.lock().unwrap_or_else(PoisonError::into_inner).insert(ends, knock.caller());
+                flows.spawn(answer(knock));
+            }
+            Arrival::Datagrams(flow) => {
+                seen.associations.fetch_add(1, Ordering::Relaxed);
+                flows.spawn(answer_datagrams(flow));
+            }
+            Arrival::Echo(flow) => {
+                flows.spawn(answer_echoes(flow));
+            }
+        }
+    }
+}
+
 async fn answer(knock: Box<dyn Knock>) {
     match knock.destination().port() {
         REFUSED => knock.refuse(DialFailure::Refused),
@@ -187,9 +210,11 @@ async fn answer(knock: Box<dyn Knock>) {
         _ => {
             // As long as a dial into a cluster takes.
             tokio::time::sleep(Duration::from_millis(20)).await;
-            if let Ok(FlowStream::Socket(stream)) = knock.release().await {
-                let _ = echo(stream).await;
-            }
+            let _ = match knock.release().await {
+                Ok(FlowStream::Socket(stream)) => echo(stream).await,
+                Ok(FlowStream::Netstack(stream)) => echo_netstack(&stream).await,
+                Err(e) => Err(e),
+            };
         }
     }
 }
@@ -218,6 +243,33 @@ async fn echo(mut stream: TcpStream) -> std::io::Result<()> {
             return stream.shutdown().await;
         }
         stream.write_all(&buffer[..n]).await?;
+    }
+}
+
+async fn echo_netstack(stream: &NetStream) -> std::io::Result<()> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        poll_fn(|cx| stream.poll_read_ready(cx)).await?;
+        let mut rest = match stream.try_read(&mut buffer) {
+            Ok(0) => return stream.shutdown_write(),
+            Ok(n) => &buffer[..n],
+            Err(e) if e.kind() == ErrorKind::WouldBlock => continue,
+            Err(e) => return Err(e),
+        };
+        while !rest.is_empty() {
+            poll_fn(|cx| stream.poll_write_ready(cx)).await?;
+            match stream.try_write_vectored(&[IoSlice::new(rest)]) {
+                Ok(n) => rest = &rest[n..],
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+async fn answer_echoes(mut flow: EchoFlow) {
+    while let Some(request) = flow.incoming.recv().await {
+        flow.back.reply(request);
     }
 }
 

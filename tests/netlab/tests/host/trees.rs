@@ -332,7 +332,11 @@ pub(crate) fn fifty(world: &World) -> Result<()> {
         let deeper = scope.join("deeper");
         fs::create_dir(&deeper)?;
         fs::write(deeper.join("cgroup.procs"), child.id().to_string())?;
-        if n % 2 == 0 { world.block_on(host.revert())? } else { drop(host) }
+        if n % 2 == 0 {
+            world.block_on(host.revert())?
+        } else {
+            drop(host)
+        }
         ensure!(!scope.exists(), "{} is still there", scope.display());
         ensure_moved(&mut child)?;
     }

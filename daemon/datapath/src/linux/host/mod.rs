@@ -4,9 +4,11 @@
 //! dies. Policy rules do not; one that is left over leads to an empty table, and the next start sweeps it away.
 
 mod cgroup;
+mod containers;
 mod denials;
 mod desired;
 mod device;
+mod links;
 mod names;
 mod network;
 mod pids;
@@ -16,6 +18,7 @@ mod programs;
 mod resolved;
 mod rules;
 mod sockets;
+mod tc;
 mod tree;
 
 use std::{
@@ -28,6 +31,7 @@ use std::{
 
 use async_trait::async_trait;
 use ipnet::IpNet;
+use tokio::sync::watch;
 use tpx_core::plan::{Plan, Road, Scope};
 use tpx_ebpf_abi::{Action, slot::Slot};
 
@@ -37,6 +41,7 @@ pub use programs::Ahead;
 pub use tree::{enter, sweep};
 
 use self::{
+    containers::Containers,
     desired::{Desired, Table},
     device::Device,
     names::Name,
@@ -48,7 +53,7 @@ use self::{
     sockets::Datagrams,
     tree::Tree,
 };
-use super::{DnsSockets, ExpressFiles, Handover};
+use super::{Bridges, DnsSockets, ExpressFiles, Handover, Hook};
 use crate::{Host, HostError};
 
 /// Does the privileged work in the network namespace of the calling thread. Needs CAP_NET_ADMIN, CAP_NET_RAW and a tokio
@@ -62,6 +67,8 @@ pub struct LinuxHost {
     bus: Option<String>,
     ahead: Option<Ahead>,
     owners: bool,
+    hook: Hook,
+    bridges: watch::Sender<Bridges>,
     applied: Option<Applied>,
 }
 
@@ -94,6 +101,7 @@ struct Group {
 /// What only the express lane has.
 #[derive(Debug)]
 struct Express {
+    containers: Containers,
     programs: Programs,
     listeners: [OwnedFd; 2],
     raws: [OwnedFd; 2],
@@ -111,13 +119,34 @@ impl LinuxHost {
     /// Changes nothing yet.
     #[must_use]
     pub fn new(slot: Slot) -> Self {
-        Self { slot, caller: std::process::id(), bus: None, ahead: None, owners: true, applied: None }
+        Self {
+            slot,
+            caller: std::process::id(),
+            bus: None,
+            ahead: None,
+            owners: true,
+            hook: Hook::of(probe::has_tcx()),
+            bridges: watch::Sender::default(),
+            applied: None,
+        }
     }
 
     /// Makes cgroups for process trees below that of another process than this one.
     #[must_use]
     pub fn for_process(self, caller: u32) -> Self {
         Self { caller, ..self }
+    }
+
+    /// Attaches to devices as kernels before 6.6 do.
+    #[must_use]
+    pub fn with_clsact(self) -> Self {
+        Self { hook: Hook::Clsact, ..self }
+    }
+
+    /// The bridges whose containers are served, as they come and go.
+    #[must_use]
+    pub fn bridges(&self) -> watch::Receiver<Bridges> {
+        self.bridges.subscribe()
     }
 
     /// Looks for systemd-resolved at another D-Bus (an address as in `DBUS_SYSTEM_BUS_ADDRESS`) than the system's.
@@ -174,18 +203,21 @@ impl LinuxHost {
         };
         applied.converge(&network, self.slot, plan).await?;
         applied.enlist(&plan.scope, self.slot, self.caller)?;
+        applied.serve_containers(plan).await;
         Ok(applied)
     }
 
     fn express(&mut self, device: &Device, tree: bool, ipv6: bool) -> Result<Express, HostError> {
         let datagrams = Datagrams::open(self.slot, ipv6)?;
         let pids = if self.owners { PidNamespace::own() } else { PidNamespace::NONE };
-        let globals = Globals { slot: self.slot, tree, device: device.index, port: datagrams.port, pids };
+        let outlives = self.hook == Hook::Clsact;
+        let globals = Globals { slot: self.slot, tree, device: device.index, port: datagrams.port, pids, outlives };
         let mut programs = Programs::load(globals, self.ahead.take())?;
         datagrams.register(&mut programs)?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
         let raws = sockets::raws(self.slot, ipv6)?;
-        Ok(Express { programs, listeners, raws, datagrams })
+        let containers = Containers::new(programs.shared(), self.hook, self.slot, self.bridges.clone());
+        Ok(Express { containers, programs, listeners, raws, datagrams })
     }
 }
 
@@ -210,13 +242,16 @@ impl Host for LinuxHost {
         }
         let network = Network::open()?;
         let changed = match applied.converge(&network, self.slot, plan).await {
-            Ok(()) => applied
-                .rescope(&plan.scope, self.slot, self.caller)
-                .and_then(|()| applied.handover(plan, self.slot)),
+            Ok(()) => {
+                applied.rescope(&plan.scope, self.slot, self.caller).and_then(|()| applied.handover(plan, self.slot))
+            }
             Err(e) => Err(e),
         };
         match &changed {
-            Ok(_) => applied.plan = plan.clone(),
+            Ok(_) => {
+                applied.serve_containers(plan).await;
+                applied.plan = plan.clone();
+            }
             Err(e) => {
                 tracing::warn!("the plan could not be applied ({e}); going back to the one before");
                 let before = applied.plan.clone();
@@ -311,6 +346,14 @@ impl Applied {
         }
         self.group = group;
         Ok(())
+    }
+
+    /// Containers see the cluster as the workstation does; a process tree is none of theirs.
+    async fn serve_containers(&mut self, plan: &Plan) {
+        if let Some(express) = &mut self.express {
+            let patterns = if plan.scope == Scope::Workstation { &plan.container_devices[..] } else { &[] };
+            express.containers.serve(patterns).await;
+        }
     }
 
     fn handover(&self, plan: &Plan, slot: Slot) -> Result<Handover, HostError> {

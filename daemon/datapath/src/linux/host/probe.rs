@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 use aya::{
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported, is_program_supported},
+    util::KernelVersion,
 };
 
 use super::cgroup;
@@ -42,6 +43,11 @@ pub fn probe() -> Features {
     let cgroup2 = cgroup::root().ok();
     let express_lane = reason(cgroup2.is_some()).map_or(Ok(()), Err);
     Features { express_lane, cgroup2 }
+}
+
+/// Whether programs can be attached to devices by links.
+pub(super) fn has_tcx() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
 
 /// The first thing that is missing.

@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
@@ -39,7 +40,7 @@ pub(super) struct Programs {
     tree: bool,
     /// Whether connections have owners.
     owned: bool,
-    bpf: Ebpf,
+    bpf: Shared,
     rules4: LpmTrie<MapData, [u8; 4], Rule>,
     rules6: LpmTrie<MapData, [u8; 16], Rule>,
     names4: Names<[u8; 4]>,
@@ -54,6 +55,17 @@ struct Hooks {
     calls: Vec<CgroupSockAddrLink>,
     create: Option<CgroupSockLink>,
     owner: Option<SockOpsLink>,
+}
+
+/// The programs and maps, for whoever attaches some of them. They are unloaded with the last copy.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<Ebpf>>);
+
+impl Shared {
+    /// Looks at them; nobody waits while holding this.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Ebpf> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Both directions of the exchange of name servers.
@@ -101,6 +113,8 @@ pub(super) struct Globals {
     pub(super) port: u16,
     /// Whose numbers processes have.
     pub(super) pids: PidNamespace,
+    /// Whether programs on devices outlive a crash.
+    pub(super) outlives: bool,
 }
 
 /// Passes on what the programs log, until it is dropped.
@@ -129,7 +143,8 @@ impl Ahead {
 }
 
 impl Programs {
-    /// Loads the programs that a slot needs, and attaches the one that steers packets: without rules it does nothing.
+    /// Loads the programs that a slot needs, but those for containers, and attaches the one that steers packets: without
+    /// rules it does nothing.
     pub(super) fn load(globals: Globals, ahead: Option<Ahead>) -> Result<Self, HostError> {
         let mut bpf = object(globals, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
         let log = read_log(&mut bpf);
@@ -162,7 +177,7 @@ impl Programs {
             take(&mut bpf, maps::DENY_PORTS)?,
             take(&mut bpf, maps::POLICY)?,
         );
-        let (hooks, tree) = (Hooks::default(), globals.tree);
+        let (hooks, tree, bpf) = (Hooks::default(), globals.tree, Shared(Arc::new(Mutex::new(bpf))));
         Ok(Self { hooks, tree, owned, bpf, rules4, rules6, names4, names6, denied, _log: log })
     }
 
@@ -170,37 +185,41 @@ impl Programs {
     pub(super) fn attach(&mut self, path: &Path, group: impl AsFd) -> Result<(), HostError> {
         let what = |name: &str| format!("attach {name} to {}", path.display());
         let mut hooks = Hooks::default();
+        let mut bpf = self.bpf.lock();
         for name in program::CGROUP {
-            let hook: &mut CgroupSockAddr = get(&mut self.bpf, name)?;
+            let hook: &mut CgroupSockAddr = get(&mut bpf, name)?;
             // "Single" is the only mode that links take; links of others stay beside ours all the same.
             let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(name), &e))?;
             hooks.calls.push(hook.take_link(id).map_err(|e| failed(what(name), &e))?);
         }
         if self.tree {
             let name = program::SOCK_CREATE;
-            let hook: &mut CgroupSock = get(&mut self.bpf, name)?;
+            let hook: &mut CgroupSock = get(&mut bpf, name)?;
             let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(name), &e))?;
             hooks.create = Some(hook.take_link(id).map_err(|e| failed(what(name), &e))?);
         }
         if self.owned {
             let name = program::OWNER;
-            let hook: &mut SockOps = get(&mut self.bpf, name)?;
+            let hook: &mut SockOps = get(&mut bpf, name)?;
             let id = hook.attach(&group, CgroupAttachMode::Single).map_err(|e| failed(what(name), &e))?;
             hooks.owner = Some(hook.take_link(id).map_err(|e| failed(what(name), &e))?);
         }
+        drop(bpf);
         self.hooks = hooks;
         Ok(())
     }
 
     /// Sets the filter that holds SYNs.
     pub(super) fn hold(&mut self, listener: &socket2::Socket) -> Result<(), HostError> {
-        let hold: &mut SocketFilter = get(&mut self.bpf, program::HOLD)?;
+        let mut bpf = self.bpf.lock();
+        let hold: &mut SocketFilter = get(&mut bpf, program::HOLD)?;
         hold.attach(listener).map_err(|e| failed("attach the filter to a listener", &e))
     }
 
     /// Makes `socket` the one that packets are handed to; `index` is one of [`maps`]'s, a bound UDP socket or a listener.
     pub(super) fn set_socket(&mut self, index: u32, socket: &impl AsRawFd) -> Result<(), HostError> {
-        let map = self.bpf.map_mut(maps::SOCKETS).ok_or_else(|| missing(maps::SOCKETS))?;
+        let mut bpf = self.bpf.lock();
+        let map = bpf.map_mut(maps::SOCKETS).ok_or_else(|| missing(maps::SOCKETS))?;
         let mut map = SockMap::try_from(map).map_err(|e| failed("open the map of sockets", &e))?;
         map.set(index, socket, 0).map_err(|e| failed("register a socket", &e))
     }
@@ -249,10 +268,16 @@ impl Programs {
         .map_err(|e| failed(format!("forget the name server {server}"), &e))
     }
 
+    /// The programs themselves.
+    pub(super) fn shared(&self) -> Shared {
+        self.bpf.clone()
+    }
+
     /// Copies of the map files for the user daemon.
     pub(super) fn maps(&self) -> io::Result<MapFiles> {
         let copy = |data: &MapData| data.fd().as_fd().try_clone_to_owned();
-        let named = |name: &str| match self.bpf.map(name) {
+        let bpf = self.bpf.lock();
+        let named = |name: &str| match bpf.map(name) {
             Some(Map::RingBuf(d) | Map::HashMap(d) | Map::LruHashMap(d) | Map::PerCpuArray(d)) => copy(d),
             _ => Err(io::Error::new(io::ErrorKind::NotFound, format!("no map {name}"))),
         };
@@ -296,9 +321,9 @@ fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostErr
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
-    let Globals { slot, tree, device, port, pids } = globals;
+    let Globals { slot, tree, device, port, pids, outlives } = globals;
     let (index, tree, kind) = (slot.index(), u8::from(tree), pids.kind as u32);
-    let retval = u32::from(super::probe::names_errors());
+    let (retval, outlives) = (u32::from(super::probe::names_errors()), u32::from(outlives));
     // It borrows what is above from here on.
     let mut loader: EbpfLoader<'_> = loader;
     loader
@@ -311,6 +336,7 @@ fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostErr
         .override_global(maps::global::PIDS, &kind, true)
         .override_global(maps::global::PID_DEVICE, &pids.device, true)
         .override_global(maps::global::PID_INODE, &pids.inode, true)
+        .override_global(maps::global::OUTLIVES, &outlives, true)
         .load(super::probe::programs().map_err(|why| HostError::Unsupported(why.into()))?)
         .map_err(|e| failed("load the kernel programs' maps", &e))
 }
@@ -334,7 +360,8 @@ fn read_log(bpf: &mut Ebpf) -> Option<Log> {
     })))
 }
 
-fn get<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, HostError>
+/// A program of the object.
+pub(super) fn get<'a, P>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, HostError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program>,
 {
@@ -345,12 +372,13 @@ fn take<M: TryFrom<Map>>(bpf: &mut Ebpf, name: &str) -> Result<M, HostError> {
     bpf.take_map(name).and_then(|m| m.try_into().ok()).ok_or_else(|| missing(name))
 }
 
-fn missing(name: &str) -> HostError {
+/// The object lacks what the loader expects in it.
+pub(super) fn missing(name: &str) -> HostError {
     HostError::Unsupported(format!("the built-in kernel programs lack {name}; build again"))
 }
 
 /// The verifier's words are long: they go to the log, and its verdict to the user.
-fn load_failed(name: &str, error: &aya::programs::ProgramError) -> HostError {
+pub(super) fn load_failed(name: &str, error: &aya::programs::ProgramError) -> HostError {
     if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = error {
         tracing::debug!("the verifier refused {name}:\n{verifier_log}");
         return failed(format!("load the kernel program {name}"), io_error);

@@ -240,7 +240,8 @@ mod tests {
         for name in ["tpx-tree-1-0", "tpx-tree-7-63"] {
             assert!(is_ours(Some(name)), "{name}");
         }
-        for name in ["tpx-tree-1", "tpx-tree--", "tpx-tree-1-x", "tpx-rootd.service", "a-tpx-tree-1-0", "tpx-tree-1-0 "] {
+        for name in ["tpx-tree-1", "tpx-tree--", "tpx-tree-1-x", "tpx-rootd.service", "a-tpx-tree-1-0", "tpx-tree-1-0 "]
+        {
             assert!(!is_ours(Some(name)), "{name}");
         }
         assert!(!is_ours(None));
