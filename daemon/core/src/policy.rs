@@ -236,7 +236,6 @@ mod tests {
     fn rules_are_read_and_written() {
         for text in ["namespace:emojivoto", "10.96.0.0/16", "fd96::/112", "0.0.0.0/0", "port:7"] {
             assert_eq!(rule(text).to_string(), text);
-            assert_eq!(serde_json::from_str::<DenyRule>(&format!("{text:?}")).unwrap(), rule(text));
         }
         assert_eq!(rule("10.96.0.1"), rule("10.96.0.1/32"));
         assert_eq!(rule("::ffff:10.96.0.1"), rule("10.96.0.1/32"));

@@ -57,6 +57,12 @@ fn flags() {
             &["--allow-conflicting-subnets", "all"],
             "--allow-conflicting-subnets: \"all\" is no subnet; write it as 10.128.0.0/9 or fd00:1::/64",
         ),
+        (
+            &["--deny", "namespace:shop", "--deny", "emojivoto"],
+            "--deny: \"emojivoto\" is none of namespace:NAME, a subnet and port:NUMBER; write namespace:shop, 10.96.0.0/16 \
+             or port:25",
+        ),
+        (&["--deny-with", "eacces"], "--deny-with: \"eacces\" is neither access nor refused; did you mean access?"),
         (&["--datapath", "epbf"], "--datapath: \"epbf\" is no datapath; did you mean ebpf? (one of auto, ebpf, tun)"),
         (&["--datapath", "wireguard"], "--datapath: \"wireguard\" is no datapath; choose one of auto, ebpf, tun"),
         (

@@ -82,6 +82,7 @@ impl World {
             Way::Floor => "floor",
             Way::NameServer => "dns",
             Way::Host => "host",
+            Way::Denied => "denied",
         };
         let translation = match e.translation {
             Translation::None => "-".into(),
