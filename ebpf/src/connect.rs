@@ -89,10 +89,10 @@ fn steer(call: &Call<'_>) -> bool {
     if !call.is_ours() {
         return false;
     }
-    let done = call.set_mark(steer_mark()) && call.unbind_device();
     if is_tree() {
         note_source(call);
     }
+    let done = call.set_mark(steer_mark()) && call.unbind_device();
     count(if done { Counter::Steered } else { Counter::SteerFailed });
     #[cfg(feature = "log")]
     aya_log_ebpf::debug!(call.0, "steered to port {}", call.port());
@@ -125,7 +125,7 @@ fn leave(call: &Call<'_>) {
 /// programs of the scopes around, which run after this one, leave it alone.
 #[inline(always)]
 pub(crate) fn join(call: &Call<'_>) {
-    if is_tree() && call.is_unclaimed() && call.is_ours() {
+    if is_tree() && call.is_unclaimed() && call.stranger().is_none() {
         call.set_mark(member_mark());
     }
 }

@@ -54,7 +54,9 @@ fn verdict(plan: &Plan, cgroup: Option<&str>, own_network: Option<bool>) -> &'st
         (Scope::Cgroup(path), ..) if inside(path) => {
             "it sees the cluster: it belongs to the process tree that was started in it"
         }
-        (Scope::Cgroup(_) | Scope::Tree, ..) => "it does not see the cluster: it is outside of the process tree that does",
+        (Scope::Cgroup(_) | Scope::Tree, ..) => {
+            "it does not see the cluster: it is outside of the process tree that does"
+        }
     }
 }
 

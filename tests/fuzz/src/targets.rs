@@ -4,7 +4,9 @@ use tpx_core::{
     dns::{Header, Question},
     plan::{Plan, ResolverLink, Road, Scope},
 };
-use tpx_datapath::remote::protocol::{Enter, FRAME_MAX, Hello, Request, VERSION, frame, missing, parse_frame, quotable, take};
+use tpx_datapath::remote::protocol::{
+    Enter, FRAME_MAX, Hello, Request, VERSION, frame, missing, parse_frame, quotable, take,
+};
 use tpx_link::capsule::{Capsule, Decoder, datagram};
 
 /// A parser.

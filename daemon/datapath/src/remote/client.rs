@@ -248,7 +248,8 @@ pub async fn look(path: &Path) -> Result<(Welcome, Status), ConnectError> {
 /// # Errors
 /// [`HostError::Refused`] when there is no such tree or it is another user's; [`HostError::System`] otherwise.
 pub async fn enter(socket: &Path, cgroup: &Path) -> Result<(), HostError> {
-    let lost = |e: ConnectError| HostError::System { what: "enter the process tree".into(), source: io::Error::other(e) };
+    let lost =
+        |e: ConnectError| HostError::System { what: "enter the process tree".into(), source: io::Error::other(e) };
     let (mut sender, mut receiver, _) = greet(socket).await.map_err(lost)?;
     let request = Request::Enter(Enter { cgroup: cgroup.into() });
     sender.send(&request, &[]).await.map_err(|e| lost(e.into()))?;

@@ -210,10 +210,7 @@ async fn process_trees_stand_beside_each_other_and_the_workstation() {
     assert_eq!(handovers.map(|h| (h.slot, h.scope)), [(1, Some(tree_at(1))), (2, Some(tree_at(2)))]);
     let status = two.status().await.unwrap();
     let seen: Vec<_> = status.sessions.iter().map(|s| (s.slot, s.scope.as_str())).collect();
-    assert_eq!(
-        seen,
-        [(0, "the workstation"), (1, "/sys/fs/cgroup/tpx-tree-1-0"), (2, "/sys/fs/cgroup/tpx-tree-2-0")]
-    );
+    assert_eq!(seen, [(0, "the workstation"), (1, "/sys/fs/cgroup/tpx-tree-1-0"), (2, "/sys/fs/cgroup/tpx-tree-2-0")]);
     // Each is shown its own plan, and who has none the first.
     assert_eq!(status.plan, Some(tree(3)));
     assert_eq!(look(&rootd.path()).await.unwrap().1.plan, Some(plan(1)));

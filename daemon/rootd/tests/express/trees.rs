@@ -46,7 +46,9 @@ pub(crate) fn beside(lab: &Lab) -> Result<()> {
     eventually("its cgroup is gone", || if Path::new(&first).exists() { Err(first.clone()) } else { Ok(()) })?;
     ok(&enter(lab, OWNER, &second, &["connect", &to(80)])?.expect("ok ")?)?;
     drop(two);
-    eventually("both are gone", || left().map_err(|e| e.to_string()).and_then(|l| if l.is_empty() { Ok(()) } else { Err(l) }))
+    eventually("both are gone", || {
+        left().map_err(|e| e.to_string()).and_then(|l| if l.is_empty() { Ok(()) } else { Err(l) })
+    })
 }
 
 pub(crate) fn one_workstation(lab: &Lab) -> Result<()> {
@@ -101,7 +103,7 @@ pub(crate) fn killed(lab: &Lab) -> Result<()> {
     })?;
     ensure!(Path::new(&dead).exists());
     let _next = lab.rootd(&[])?;
-    ensure!(!Path::new(&dead).exists() && group_of(&sitter)?.is_empty(), "{}", group_of(&sitter)?);
+    ensure!(left()?.is_empty() && group_of(&sitter)?.is_empty(), "{} {}", left()?, group_of(&sitter)?);
     let (_user, tree) = tree(lab)?;
     ok(&enter(lab, OWNER, &tree, &["connect", &to(80)])?.expect("ok ")?).map(drop)
 }

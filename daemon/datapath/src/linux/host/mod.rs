@@ -32,7 +32,7 @@ use tpx_ebpf_abi::{Action, slot::Slot};
 pub use probe::{Features, probe};
 pub use process::Process;
 pub use programs::Ahead;
-pub use tree::{enter, sweep};
+pub use tree::enter;
 
 use self::{
     desired::{Desired, Table},
@@ -199,9 +199,9 @@ impl Host for LinuxHost {
         }
         let network = Network::open()?;
         let changed = match applied.converge(&network, self.slot, plan).await {
-            Ok(()) => applied
-                .rescope(&plan.scope, self.slot, self.caller)
-                .and_then(|()| applied.handover(plan, self.slot)),
+            Ok(()) => {
+                applied.rescope(&plan.scope, self.slot, self.caller).and_then(|()| applied.handover(plan, self.slot))
+            }
             Err(e) => Err(e),
         };
         match &changed {
@@ -350,6 +350,24 @@ impl Express {
             real6: maps.real6,
             counters: maps.counters,
         })
+    }
+}
+
+/// Removes what killed daemons have left behind: policy rules of slots that nobody has, and process trees.
+///
+/// # Errors
+/// [`HostError`]; what comes after the failed step is still there.
+pub async fn sweep() -> Result<(), HostError> {
+    let network = Network::open()?;
+    for slot in Slot::all() {
+        if !network.has_device(slot).await {
+            network.sweep(slot).await?;
+        }
+    }
+    match tree::sweep() {
+        // Then there are no process trees either.
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(system("look for process trees of killed sessions", e)),
+        _ => Ok(()),
     }
 }
 

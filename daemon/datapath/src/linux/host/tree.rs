@@ -102,11 +102,8 @@ pub fn enter(path: &Path, process: &Process) -> Result<(), HostError> {
     moved().map_err(|e| system(format!("move process {} into {}", process.id(), path.display()), e))
 }
 
-/// Removes the process trees that killed daemons have left behind, wherever they are.
-///
-/// # Errors
-/// When there is no cgroup2 tree to look into. What cannot be removed is logged.
-pub fn sweep() -> io::Result<()> {
+/// Removes the process trees that killed daemons have left behind, wherever they are. What cannot be removed is logged.
+pub(super) fn sweep() -> io::Result<()> {
     let root = cgroup::root()?;
     let directory = openat(CWD, &root, DIRECTORY, Mode::empty())?;
     let mut left = DIRECTORIES;
@@ -240,7 +237,8 @@ mod tests {
         for name in ["tpx-tree-1-0", "tpx-tree-7-63"] {
             assert!(is_ours(Some(name)), "{name}");
         }
-        for name in ["tpx-tree-1", "tpx-tree--", "tpx-tree-1-x", "tpx-rootd.service", "a-tpx-tree-1-0", "tpx-tree-1-0 "] {
+        for name in ["tpx-tree-1", "tpx-tree--", "tpx-tree-1-x", "tpx-rootd.service", "a-tpx-tree-1-0", "tpx-tree-1-0 "]
+        {
             assert!(!is_ours(Some(name)), "{name}");
         }
         assert!(!is_ours(None));
