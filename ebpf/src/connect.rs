@@ -112,12 +112,12 @@ fn steer(call: &Call<'_>) -> bool {
     if !call.is_ours() {
         return false;
     }
+    if is_tree() {
+        note_source(call);
+    }
     let done = call.set_mark(steer_mark()) && call.unbind_device();
     if done {
         owner::note(call);
-    }
-    if is_tree() {
-        note_source(call);
     }
     count(if done { Counter::Steered } else { Counter::SteerFailed });
     #[cfg(feature = "log")]
@@ -151,7 +151,7 @@ fn leave(call: &Call<'_>) {
 /// programs of the scopes around, which run after this one, leave it alone.
 #[inline(always)]
 pub(crate) fn join(call: &Call<'_>) {
-    if is_tree() && call.is_unclaimed() && call.is_ours() {
+    if is_tree() && call.is_unclaimed() && call.stranger().is_none() {
         call.set_mark(member_mark());
     }
 }

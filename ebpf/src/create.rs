@@ -1,5 +1,5 @@
-//! socket(): sockets of a process tree are marked from the start, so that what no other program sees (ping, raw sockets)
-//! finds the floor of its own cluster.
+//! socket(): sockets of a process tree are marked from the start, so that what no other program sees (ping, raw sockets,
+//! the first datagram) finds the floor of its own cluster.
 
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
 

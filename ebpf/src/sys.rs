@@ -28,6 +28,7 @@ use crate::{
 const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
+const IPPROTO_MPTCP: u32 = 262;
 const SOCK_STREAM: u32 = 1;
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
@@ -194,22 +195,29 @@ impl Call<'_> {
     /// network namespaces, in which our addresses mean nothing.
     #[inline(always)]
     pub(crate) fn is_ours(&self) -> bool {
+        match self.stranger() {
+            None => true,
+            Some(why) => {
+                count(why);
+                false
+            }
+        }
+    }
+
+    /// Why it is none of ours; `None` when it is.
+    #[inline(always)]
+    pub(crate) fn stranger(&self) -> Option<Counter> {
         // SAFETY: the helper takes the context as it came.
         if unsafe { bpf_get_netns_cookie(self.0.as_ptr()) } != NETNS_COOKIE.load() {
-            count(Counter::ForeignNetns);
-            return false;
+            return Some(Counter::ForeignNetns);
         }
-        let others = self.socket().is_some_and(|s| mark::is_others(s.mark, own_slot()));
         let exempt = BYPASS.get_ptr(self.cookie()).is_some();
         if exempt && self.has_mark(member_mark()) {
             // Its daemon belongs to the process tree that it serves: not even the floor is for this one.
             self.set_mark(0);
         }
-        if others || exempt || self.has_mark(reinject_mark()) {
-            count(Counter::Bypassed);
-            return false;
-        }
-        true
+        let others = self.socket().is_some_and(|s| mark::is_others(s.mark, own_slot()));
+        if others || exempt || self.has_mark(reinject_mark()) { Some(Counter::Bypassed) } else { None }
     }
 
     /// The socket's number, never given to another one.
@@ -236,8 +244,9 @@ impl Call<'_> {
     pub(crate) fn source(&self) -> Option<Target> {
         let socket = self.socket()?;
         let port = socket.src_port as u16;
-        if socket.src_ip4 != 0 {
-            return Some(Target::v4(socket.src_ip4.to_ne_bytes(), port));
+        if socket.family == AF_INET {
+            let ip = socket.src_ip4;
+            return if ip == 0 { None } else { Some(Target::v4(ip.to_ne_bytes(), port)) };
         }
         // SAFETY: the field has four words.
         let ip = unsafe { words(&raw const socket.src_ip6) };
@@ -279,9 +288,14 @@ impl Call<'_> {
 pub(crate) struct NewSocket<'a>(pub(crate) &'a SockContext);
 
 impl NewSocket<'_> {
-    /// Whether it is of our network namespace, and no inner scope has marked it.
+    /// Whether it is of our network namespace, and no inner scope has marked it. Those of TCP are left to connect(): they
+    /// do nothing before, and a server's answers to other machines go where the host's routes lead.
     #[inline(always)]
     pub(crate) fn is_ours(&self) -> bool {
+        // SAFETY: the kernel's context lives as long as the program runs.
+        if matches!(unsafe { (*self.0.sock).protocol }, IPPROTO_TCP | IPPROTO_MPTCP) {
+            return false;
+        }
         // SAFETY: the helper takes the context as it came.
         unsafe { bpf_get_netns_cookie(self.0.as_ptr()) == NETNS_COOKIE.load() && mark::is_free((*self.0.sock).mark) }
     }

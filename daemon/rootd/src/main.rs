@@ -94,15 +94,15 @@ fn run(arguments: &Serve) -> anyhow::Result<()> {
         let socket = socket::bind(&arguments.socket, owner)?;
         privilege::drop_all_but_network()?;
         let unavailable = probe().express_lane.err();
-        match &unavailable {
-            None => tracing::info!("serving user {owner} at {}", arguments.socket.display()),
-            Some(why) => tracing::warn!("serving user {owner}, but without the express lane: {why}"),
-        }
         if !arguments.no_seccomp {
             seccomp::install()?;
         }
-        if let Err(e) = sweep() {
-            tracing::warn!("cannot look for process trees of killed sessions: {e}");
+        if let Err(e) = sweep().await {
+            tracing::warn!("what a killed tpx-rootd may have left behind was not removed: {e}");
+        }
+        match &unavailable {
+            None => tracing::info!("serving user {owner} at {}", arguments.socket.display()),
+            Some(why) => tracing::warn!("serving user {owner}, but without the express lane: {why}"),
         }
         // Started for a connection that is being made.
         let hosts = hosts::LinuxHosts::new(arguments.exit_when_idle.then(Ahead::start));

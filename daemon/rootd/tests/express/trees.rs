@@ -103,7 +103,7 @@ pub(crate) fn killed(lab: &Lab) -> Result<()> {
     })?;
     ensure!(Path::new(&dead).exists());
     let _next = lab.rootd(&[])?;
-    ensure!(!Path::new(&dead).exists() && group_of(&sitter)?.is_empty(), "{}", group_of(&sitter)?);
+    ensure!(left()?.is_empty() && group_of(&sitter)?.is_empty(), "{} {}", left()?, group_of(&sitter)?);
     let (_user, tree) = tree(lab)?;
     ok(&enter(lab, OWNER, &tree, &["connect", &to(80)])?.expect("ok ")?).map(drop)
 }

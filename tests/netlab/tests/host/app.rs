@@ -42,12 +42,17 @@ pub(crate) fn refused_with(to: SocketAddr) -> Result<Option<i32>> {
 
 /// The host has no route there: nothing of ours touched this connection.
 pub(crate) fn ensure_untouched(socket: &Socket, to: SocketAddr) -> Result<()> {
+    ensure_left(socket, to, 0)
+}
+
+/// The host has no route there, and the socket has this mark.
+pub(crate) fn ensure_left(socket: &Socket, to: SocketAddr, mark: u32) -> Result<()> {
     match socket.connect(&SockAddr::from(to)) {
         Ok(()) => anyhow::bail!("{to} answered"),
         // Without any IPv6 address the kernel looks for a source before it looks for a route.
         Err(e) => ensure!(matches!(e.raw_os_error(), Some(libc::ENETUNREACH | libc::EADDRNOTAVAIL)), "{to}: {e}"),
     }
-    ensure!(socket.mark()? == 0, "{to}: marked {:#x}", socket.mark()?);
+    ensure!(socket.mark()? == mark, "{to}: marked {:#x}", socket.mark()?);
     Ok(())
 }
 

@@ -167,7 +167,7 @@ pub(crate) fn bound_to_device(world: &World) -> Result<()> {
 pub(crate) fn exceptions(world: &World) -> Result<()> {
     let relay = Relay::start(world, &plan(world))?;
     let to = addr("10.96.9.7:80");
-    app::ensure_untouched(&app::stream_for(to)?, to)?;
+    app::ensure_left(&app::stream_for(to)?, to, mark::member(Slot::FIRST))?;
     ensure!(relay.count("steered")? == 0);
     relay.stop(world)
 }

@@ -38,7 +38,7 @@ use tpx_ebpf_abi::{Action, slot::Slot};
 pub use probe::{Features, probe};
 pub use process::Process;
 pub use programs::Ahead;
-pub use tree::{enter, sweep};
+pub use tree::enter;
 
 use self::{
     containers::Containers,
@@ -410,6 +410,24 @@ impl Express {
             real6: maps.real6,
             counters: maps.counters,
         })
+    }
+}
+
+/// Removes what killed daemons have left behind: policy rules of slots that nobody has, and process trees.
+///
+/// # Errors
+/// [`HostError`]; what comes after the failed step is still there.
+pub async fn sweep() -> Result<(), HostError> {
+    let network = Network::open()?;
+    for slot in Slot::all() {
+        if !network.has_device(slot).await {
+            network.sweep(slot).await?;
+        }
+    }
+    match tree::sweep() {
+        // Then there are no process trees either.
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(system("look for process trees of killed sessions", e)),
+        _ => Ok(()),
     }
 }
 

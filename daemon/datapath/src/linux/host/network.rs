@@ -181,6 +181,12 @@ impl Network {
         Ok(matches!(answer.next().await, Some(Ok(route)) if route.header.kind == RouteType::Local))
     }
 
+    /// Whether the slot's device is there.
+    pub(super) async fn has_device(&self, slot: Slot) -> bool {
+        let mut found = Box::pin(self.handle.link().get().match_name(slot.device()).execute());
+        matches!(found.next().await, Some(Ok(_)))
+    }
+
     /// Removes the slot's device, also while somebody else has copies of its file.
     async fn remove_device(&self, slot: Slot) -> Result<(), HostError> {
         let mut found = Box::pin(self.handle.link().get().match_name(slot.device()).execute());

@@ -102,11 +102,8 @@ pub fn enter(path: &Path, process: &Process) -> Result<(), HostError> {
     moved().map_err(|e| system(format!("move process {} into {}", process.id(), path.display()), e))
 }
 
-/// Removes the process trees that killed daemons have left behind, wherever they are.
-///
-/// # Errors
-/// When there is no cgroup2 tree to look into. What cannot be removed is logged.
-pub fn sweep() -> io::Result<()> {
+/// Removes the process trees that killed daemons have left behind, wherever they are. What cannot be removed is logged.
+pub(super) fn sweep() -> io::Result<()> {
     let root = cgroup::root()?;
     let directory = openat(CWD, &root, DIRECTORY, Mode::empty())?;
     let mut left = DIRECTORIES;
