@@ -7,7 +7,8 @@ use core::hint::black_box;
 
 use aya_ebpf::{bindings::BPF_NOEXIST, macros::socket_filter, programs::SkBuffContext};
 use tpx_ebpf_abi::{
-    Counter, Flow, IP_HEADER_MAX, Rule, SYN_BARE, SYN_MAX, SynRecord, Verdict, is_connection_request, mark, v4_in, v4_mapped,
+    Counter, Flow, IP_HEADER_MAX, Rule, SYN_BARE, SYN_MAX, SynRecord, Verdict, is_connection_request, mark, v4_in,
+    v4_mapped,
 };
 
 use crate::{

@@ -6,6 +6,7 @@
 mod cgroup;
 mod desired;
 mod device;
+mod mend;
 mod names;
 mod network;
 mod probe;
@@ -165,6 +166,12 @@ impl Host for LinuxHost {
         };
         if plan.road != applied.plan.road {
             return Err(HostError::Refused("the datapath cannot be changed while it is in use; revert first".into()));
+        }
+        if *plan == applied.plan {
+            if let Err(e) = applied.mend(self.slot).await {
+                self.revert().await?;
+                return Err(e);
+            }
         }
         let network = Network::open()?;
         let changed = match applied.converge(&network, self.slot, plan).await {
