@@ -9,10 +9,11 @@ pub trait Host: Send {
     /// What an applied plan hands to the caller: sockets, devices, maps.
     type Handover: Send;
 
-    /// Makes the host look like `plan`.
+    /// Makes the host look like `plan`. The same plan again puts back what somebody else has removed meanwhile.
     ///
     /// # Errors
-    /// [`HostError`]; the host is then as it was before.
+    /// [`HostError`]; the host is then as it was before, or, where what was removed cannot come back, as after
+    /// [`revert`](Self::revert).
     async fn apply(&mut self, plan: &Plan) -> Result<Self::Handover, HostError>;
 
     /// Removes all that was ever applied.

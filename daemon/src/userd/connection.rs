@@ -156,8 +156,8 @@ impl Connection {
         let (service_names, wanted) = (ServiceNames::new(names.cluster()), routing.wanted.clone());
         let host = Arc::new(Mutex::new(host));
         let now = decided.subscribe();
-        let changes = (session.facts.clone(), network.watch());
-        let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, changes.0, changes.1));
+        let (facts, changes, losses) = (session.facts.clone(), network.watch(), network.losses());
+        let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, facts, changes, losses));
         Self {
             identity,
             host,

@@ -1,7 +1,7 @@
 //! Keeps subnets, plan and host in step: with the cluster, whose subnets change, and with the host's routes, which a VPN
 //! changes while we are connected.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::sync::{Mutex, watch};
 use tpx_api::Facts;
@@ -17,6 +17,10 @@ use tpx_datapath::{
 };
 
 use super::names::Wanted;
+
+const ROOTD_GONE: &str = "the privileged daemon has gone";
+/// How much later than the device's end that of its owner may be noticed.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// What was decided last and is in force.
 #[derive(Debug, Clone)]
@@ -97,8 +101,8 @@ pub(crate) fn resolvers() -> [IpAddr; 2] {
     [Slot::FIRST.resolver4().into(), Slot::FIRST.resolver6().into()]
 }
 
-/// Decides anew whenever cluster or host change, and carries it out. Ends, with the reason, when the privileged daemon
-/// has gone.
+/// Decides anew whenever cluster or host change, and carries it out; has put back what somebody removes of tpx's own. Ends,
+/// with the reason, when the privileged daemon has gone, or the device.
 pub(crate) async fn follow(
     host: Arc<Mutex<RemoteHost>>,
     gone: impl Future<Output = ()>,
@@ -106,17 +110,29 @@ pub(crate) async fn follow(
     decided: watch::Sender<Decided>,
     mut facts: watch::Receiver<Arc<Facts>>,
     mut network: watch::Receiver<Arc<HostNetwork>>,
+    mut losses: watch::Receiver<u64>,
 ) -> String {
     let mut gone = std::pin::pin!(gone);
     loop {
         tokio::select! {
-            () = &mut gone => return "the privileged daemon has gone".into(),
+            biased;
+            () = &mut gone => return ROOTD_GONE.into(),
             changed = facts.changed() => if changed.is_err() {
                 return "the session has ended".into();
             },
             changed = network.changed() => if changed.is_err() {
                 return "the host's routes cannot be followed any more".into();
             },
+            changed = losses.changed() => {
+                if changed.is_err() {
+                    return "the host's routes cannot be followed any more".into();
+                }
+                let plan = decided.borrow().plan.clone();
+                let Err(e) = host.lock().await.apply(&plan).await else { continue };
+                // The end of the privileged daemon takes the device with it.
+                let gone = tokio::time::timeout(MOMENT, gone).await;
+                return gone.map_or_else(|_| format!("the datapath was damaged: {e}"), |()| ROOTD_GONE.into());
+            }
         }
         routing.see_cluster(Arc::clone(&facts.borrow_and_update()));
         routing.see_host(&Arc::clone(&network.borrow_and_update()));

@@ -101,6 +101,12 @@ impl Slot {
         90 + 4 * Self::COUNT + self.0
     }
 
+    /// Whether a device is some slot's.
+    #[must_use]
+    pub fn owns_device(name: &str) -> bool {
+        (0..Self::COUNT).filter_map(Self::new).any(|slot| slot.device() == name)
+    }
+
     /// Whether a routing table is some slot's.
     #[must_use]
     pub const fn owns_table(table: u32) -> bool {

@@ -19,7 +19,7 @@ pub(crate) const KERNEL: &str = "linux-image-cloud-amd64";
 pub(crate) const KERNEL_SUITE: &str = "bookworm";
 
 /// Debian packages that are installed on the machine, with what they are for. None of them starts a service.
-pub(crate) const INSTALLED: [(&str, &str); 17] = [
+pub(crate) const INSTALLED: [(&str, &str); 18] = [
     ("bind9-dnsutils", "dig, for tests of names"),
     ("bpftool", "an independent view of the kernel's maps"),
     ("binutils", "smaller programs for the emulated machine"),
@@ -36,6 +36,7 @@ pub(crate) const INSTALLED: [(&str, &str); 17] = [
     ("procps", "tests that look at processes"),
     ("python3", "tests with a program in another language"),
     ("qemu-system-x86", "an older kernel, emulated"),
+    ("strace", "tests that end a program at one of its system calls"),
     ("sudo", "starting the privileged daemon as a user"),
 ];
 

@@ -45,7 +45,8 @@ pub(crate) fn run(kernel: &Kernel, arguments: &[String]) -> Result<i32> {
     Ok(code)
 }
 
-/// The first process and the test program.
+/// The first process and the test program, this one as it is released: the kernel's programs of a debug build log, with
+/// instructions that they need a further capability for.
 fn build() -> Result<(PathBuf, PathBuf)> {
     let cargo = |arguments: &[&str]| {
         let mut cargo = Command::new("cargo");
@@ -53,7 +54,7 @@ fn build() -> Result<(PathBuf, PathBuf)> {
         output(cargo.stderr(Stdio::inherit()))
     };
     let init = cargo(&["build", "-p", "tpx-vm-init"])?;
-    let tests = cargo(&["test", "-p", "tpx-netlab", "--test", "host", "--no-run"])?;
+    let tests = cargo(&["test", "--release", "-p", "tpx-netlab", "--test", "host", "--no-run"])?;
     Ok((executable(&init, "tpx-vm-init")?, executable(&tests, "host")?))
 }
 
@@ -70,6 +71,8 @@ fn pack(kernel: &Kernel, init: &Path, tests: &Path) -> Result<Vec<u8>> {
     for folder in FOLDERS {
         cpio.folder(folder)?;
     }
+    // What `ip` knows protocols from.
+    cpio.file("/etc/protocols", b"icmp 1\ntcp 6\nudp 17\n")?;
     // The first process has its output there before it has mounted anything.
     cpio.characters("/dev/console", (5, 1))?;
     let mut libraries = Vec::new();

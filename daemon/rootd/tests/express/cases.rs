@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::{io::Errno, process::Signal};
 
 use crate::{
+    faults,
     lab::{Lab, OWNER, Process, SOON, STRANGER, active, app, eventually, left},
     roles, trees,
 };
@@ -30,6 +31,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("kill_9_of_rootd", kill_rootd),
     ("kill_9_of_the_user_daemon", kill_user),
     ("kill_9_of_both", kill_both),
+    ("kill_9_of_rootd_at_each_step", faults::at_each_step),
     ("sigterm_reverts_and_exits_0", terminate),
     ("exit_when_idle", idle),
     ("a_second_rootd_is_told_so", second_rootd),
@@ -47,7 +49,7 @@ pub(crate) fn to(port: u16) -> String {
     format!("10.96.0.10:{port}")
 }
 
-fn to6(port: u16) -> String {
+pub(crate) fn to6(port: u16) -> String {
     format!("[fd96::10]:{port}")
 }
 
@@ -58,7 +60,7 @@ pub(crate) fn ok(line: &str) -> Result<u64> {
     Ok(words.next().context("no time")?.parse()?)
 }
 
-fn fails(address: &str, expected: Errno) -> Result<()> {
+pub(crate) fn fails(address: &str, expected: Errno) -> Result<()> {
     let line = app(&["connect", address, "20"])?;
     let words: Vec<_> = line.split(' ').collect();
     ensure!(words[..2] == ["errno", &expected.raw_os_error().to_string()], "{address}: {line}, expected {expected}");

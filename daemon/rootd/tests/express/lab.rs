@@ -135,8 +135,12 @@ impl Lab {
         Ok(Self { directory })
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        self.directory.path()
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
-        self.directory.path().join("rootd.sock")
+        self.folder().join("rootd.sock")
     }
 
     /// tpx-rootd, listening.
@@ -194,7 +198,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let (sender, lines) = mpsc::channel();
         let mut child = command
             .env_remove("RUST_LOG")

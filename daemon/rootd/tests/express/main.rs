@@ -4,6 +4,7 @@
 //! This program is also the user daemon and the applications: `express --role ...` in a new process.
 
 mod cases;
+mod faults;
 mod lab;
 mod roles;
 mod trees;

@@ -18,6 +18,7 @@ use tpx_netlab::World;
 
 use crate::{
     app::{self, addr},
+    neighbour::ip,
     owner,
     relay::{Relay, answered, express, plan},
 };
@@ -72,6 +73,70 @@ pub(crate) fn again(world: &World) -> Result<()> {
 
     app::ensure_echo(&open, b"all the time").context("the connection from before")?;
     drop(second);
+    relay.stop(world)
+}
+
+/// What whoever has the right can take away, and the same plan brings back.
+pub(crate) fn mended(world: &World) -> Result<()> {
+    let mut relay = Relay::start(world, &plan(world))?;
+    let whole = world.residue()?;
+    let addresses = ip("-o address show tpx0")?;
+    let addresses = addresses.lines().count();
+    let preference = Slot::FIRST.preference();
+    for damage in [
+        vec!["route flush table 7071".to_owned(), "-6 route flush table 7071".to_owned()],
+        vec![format!("rule del pref {preference}"), format!("-6 rule del pref {preference}")],
+        vec!["address flush dev tpx0".to_owned()],
+        vec!["link set tpx0 down".to_owned()],
+    ] {
+        for command in &damage {
+            ip(command)?;
+        }
+        // Marked, but with nowhere to go.
+        ensure!(app::refused_with(addr(V4))? == Some(libc::ENETUNREACH), "{damage:?} did no harm");
+        drop(relay.apply(world, &plan(world)).with_context(|| format!("{damage:?}"))?);
+        let now = world.residue()?;
+        let sorted = |rules: &[String]| rules.iter().cloned().collect::<std::collections::BTreeSet<_>>();
+        ensure!(sorted(&now.rules) == sorted(&whole.rules), "{damage:?}: {:#?}", now.rules);
+        ensure!(sorted(&now.routes) == sorted(&whole.routes), "{damage:?}: {:#?}", now.routes);
+        ensure!(ip("-o address show tpx0")?.lines().count() >= addresses, "{damage:?}: {}", ip("address show tpx0")?);
+        for to in [V4, "[fd96::7]:80"] {
+            app::ensure_echo(&app::connect(addr(to))?, b"again").with_context(|| format!("{damage:?}: {to}"))?;
+        }
+    }
+    relay.stop(world)
+}
+
+/// A device cannot be mended: all is taken back, and the next plan begins anew.
+pub(crate) fn device_deleted(world: &World) -> Result<()> {
+    let before = world.residue()?;
+    let mut relay = Relay::start(world, &plan(world))?;
+    ip("link del tpx0")?;
+    let Err(e) = relay.apply(world, &plan(world)) else {
+        anyhow::bail!("mended");
+    };
+    ensure!(e.to_string().contains("tpx0") && e.to_string().contains("removed"), "{e}");
+    let after = world.residue()?;
+    ensure!(
+        (&after.links, &after.rules, &after.routes) == (&before.links, &before.rules, &before.routes),
+        "{after:#?}"
+    );
+    app::ensure_untouched(&app::stream_for(addr(V4))?, addr(V4))?;
+    relay.stop(world)?;
+    Relay::start(world, &plan(world))?.stop(world)
+}
+
+/// The scope's cgroup may go while it is served, and come back.
+pub(crate) fn cgroup_removed(world: &World) -> Result<()> {
+    let group = world.tree().join("brief");
+    let brief = Plan { scope: Scope::Cgroup(group.clone()), ..plan(world) };
+    fs::create_dir(&group)?;
+    let mut relay = Relay::start(world, &brief)?;
+    fs::remove_dir(&group)?;
+    app::ensure_untouched(&app::stream_for(addr(V4))?, addr(V4))?;
+    // Not there: the plan cannot be carried out, and says which.
+    let e = relay.apply(world, &brief).err().context("applied to nothing")?;
+    ensure!(e.to_string().contains("brief"), "{e}");
     relay.stop(world)
 }
 

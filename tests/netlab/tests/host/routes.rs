@@ -145,12 +145,22 @@ pub(crate) fn followed(world: &World) -> Result<()> {
         let own: Vec<String> = now.addresses.iter().map(ToString::to_string).collect();
         ensure!(own == ["192.168.77.1", "fd77::1"], "{own:?}");
     }
-    let mut quiet = monitor.watch();
+    let (mut quiet, mut losses) = (monitor.watch(), monitor.losses());
+    losses.mark_unchanged();
     quiet.mark_unchanged();
     let mut host = LinuxHost::new(Slot::FIRST);
     let handover = world.block_on(host.apply(&floor::plan(Road::Tun)))?;
     thread::sleep(std::time::Duration::from_millis(700));
     ensure!(!quiet.has_changed()?, "tpx's own routes were news: {:#?}", quiet.borrow());
+    ensure!(!losses.has_changed()?, "what tpx added was taken for a loss");
+    for loss in [
+        format!("route flush table {}", Slot::FIRST.floor_table()),
+        format!("rule del pref {}", Slot::FIRST.floor_preference()),
+        "link del tpx0".into(),
+    ] {
+        ip(&loss)?;
+        world.block_on(async { timeout(app::PATIENCE, losses.changed()).await }).with_context(|| loss)??;
+    }
     ip("rule add pref 7000 to 10.1.0.0/16 lookup 99")?;
     ip("route add 10.1.0.0/16 dev vpn0 table 99")?;
     next("a table of its own", &|now| now.routes.iter().any(|r| r.table == 99))?;

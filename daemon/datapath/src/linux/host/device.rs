@@ -53,10 +53,13 @@ impl Device {
             // The header stays, and says that nothing was left undone.
             tracing::info!("{name} works without segmentation offload: {e}");
         }
-        let index = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
-            .and_then(|s| rustix::net::netdevice::name_to_index(s, name))
-            .map_err(|e| system(format!("find {name}"), e.into()))?;
+        let index = index_of(name).map_err(|e| system(format!("find {name}"), e))?;
         Ok(Self { file, name, index, vnet_hdr })
+    }
+
+    /// Whether it still exists: anybody with the right may delete it, whoever has its file.
+    pub(super) fn exists(&self) -> bool {
+        index_of(self.name).is_ok_and(|index| index == self.index)
     }
 
     /// A copy of its file.
@@ -69,6 +72,11 @@ impl Device {
         fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.name))
             .is_ok_and(|flag| flag.trim() == "0")
     }
+}
+
+fn index_of(name: &str) -> io::Result<u32> {
+    let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    Ok(rustix::net::netdevice::name_to_index(any, name)?)
 }
 
 fn open() -> io::Result<File> {

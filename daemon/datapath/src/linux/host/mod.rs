@@ -9,6 +9,7 @@ mod denials;
 mod desired;
 mod device;
 mod links;
+mod mend;
 mod names;
 mod network;
 mod pids;
@@ -239,6 +240,12 @@ impl Host for LinuxHost {
         if plan.scope.is_tree() != applied.plan.scope.is_tree() {
             let why = "the workstation and a process tree cannot be exchanged while one is in use; revert first";
             return Err(HostError::Refused(why.into()));
+        }
+        if *plan == applied.plan
+            && let Err(e) = applied.mend(self.slot).await
+        {
+            self.revert().await?;
+            return Err(e);
         }
         let network = Network::open()?;
         let changed = match applied.converge(&network, self.slot, plan).await {

@@ -115,6 +115,22 @@ impl Applied {
         done
     }
 
+    /// Puts back what leads to the sockets that stand in for name servers.
+    pub(super) async fn mend_names(&self, network: &Network, slot: Slot) -> Result<(), HostError> {
+        for (server, name) in &self.names {
+            match name.road {
+                Road::Express { own, .. } => network.add_address(&self.device, own).await?,
+                Road::Floor => {
+                    network.add_route(&self.device, slot, Table::Names, IpNet::from(*server)).await?;
+                    for rule in Rule::names(*server) {
+                        network.add_rule(slot, rule).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Undoes [`add_name`](Self::add_name).
     pub(super) async fn remove_name(&mut self, network: &Network, slot: Slot, server: IpAddr) -> Result<(), HostError> {
         match self.names.get(&server).map(|name| name.road) {

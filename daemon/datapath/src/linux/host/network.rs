@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -37,6 +38,8 @@ const RT_TABLE_LOCAL: u32 = 255;
 pub(super) struct Network {
     handle: Handle,
     connection: JoinHandle<()>,
+    /// While mending: what was missing. What is to be added may be there already.
+    missing: Option<AtomicU32>,
 }
 
 impl Drop for Network {
@@ -48,7 +51,19 @@ impl Drop for Network {
 impl Network {
     pub(super) fn open() -> Result<Self, HostError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(|e| system("open netlink", e))?;
-        Ok(Self { handle, connection: tokio::spawn(connection) })
+        Ok(Self { handle, connection: tokio::spawn(connection), missing: None })
+    }
+
+    /// The same, to add only what is not there.
+    pub(super) fn mending() -> Result<Self, HostError> {
+        let mut network = Self::open()?;
+        network.missing = Some(AtomicU32::new(0));
+        Ok(network)
+    }
+
+    /// How much was not there.
+    pub(super) fn missing(&self) -> u32 {
+        self.missing.as_ref().map_or(0, |missing| missing.load(Ordering::Relaxed))
     }
 
     /// Removes rules that an earlier run left behind. Its routes and device went with its files.
@@ -90,7 +105,7 @@ impl Network {
             // Nobody else is on this link: no need to wait for duplicate address detection (RFC 4862, 5.4).
             request.message_mut().header.flags = AddressHeaderFlags::Nodad;
         }
-        request.execute().await.map_err(|e| failed(format!("add the address {ip}"), &e))?;
+        self.added(request.execute().await).map_err(|e| failed(format!("add the address {ip}"), &e))?;
         match ip {
             IpAddr::V4(_) => Ok(()),
             IpAddr::V6(six) => self.wait_for_local(six).await,
@@ -125,7 +140,7 @@ impl Network {
     pub(super) async fn add_rule(&self, slot: Slot, rule: Rule) -> Result<(), HostError> {
         let mut request = self.handle.rule().add();
         *request.message_mut() = rule.message(slot);
-        request.execute().await.map_err(|e| failed(format!("add the policy rule {rule}"), &e))
+        self.added(request.execute().await).map_err(|e| failed(format!("add the policy rule {rule}"), &e))
     }
 
     /// Undoes [`add_rule`](Self::add_rule).
@@ -140,8 +155,9 @@ impl Network {
         let ((four, len4), (six, len6)) = (slot.block4(), slot.block6());
         let six = ipv6.then_some(IpNet::new_assert(six.into(), len6));
         for net in [IpNet::new_assert(four.into(), len4)].into_iter().chain(six) {
-            let added = self.handle.route().add(route_in(device, slot, RT_TABLE_LOCAL, true, net)).execute().await;
-            added.map_err(|e| failed(format!("add the route to {net}"), &e))?;
+            self.put(route_in(device, slot, RT_TABLE_LOCAL, true, net))
+                .await
+                .map_err(|e| failed(format!("add the route to {net}"), &e))?;
         }
         Ok(())
     }
@@ -154,8 +170,28 @@ impl Network {
         table: Table,
         net: IpNet,
     ) -> Result<(), HostError> {
-        let added = self.handle.route().add(route(device, slot, table, net)).execute().await;
-        added.map_err(|e| failed(format!("add the route to {net}"), &e))
+        let put = self.put(route(device, slot, table, net)).await;
+        put.map_err(|e| failed(format!("add the route to {net}"), &e))
+    }
+
+    async fn put(&self, route: RouteMessage) -> Result<(), rtnetlink::Error> {
+        match self.handle.route().add(route.clone()).execute().await {
+            // One of IPv6 stays without its source when the address goes.
+            Err(rtnetlink::Error::NetlinkError(e)) if self.missing.is_some() && is(&e, libc::EEXIST) => {
+                self.handle.route().add(route).replace().execute().await
+            }
+            added => self.added(added),
+        }
+    }
+
+    fn added(&self, result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+        let Some(missing) = &self.missing else {
+            return result;
+        };
+        if result.is_ok() {
+            missing.fetch_add(1, Ordering::Relaxed);
+        }
+        tolerate(result, libc::EEXIST)
     }
 
     /// Undoes [`add_route`](Self::add_route).
@@ -233,7 +269,7 @@ fn is(error: &ErrorMessage, errno: i32) -> bool {
     error.raw_code() == -errno
 }
 
-/// What is gone already need not be removed.
+/// What is gone already need not be removed, nor what is there added.
 fn tolerate(result: Result<(), rtnetlink::Error>, errno: i32) -> Result<(), rtnetlink::Error> {
     match result {
         Err(rtnetlink::Error::NetlinkError(e)) if is(&e, errno) => Ok(()),

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
-use netlink_packet_route::{RouteNetlinkMessage, route::RouteAttribute};
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute, route::RouteAttribute, rule::RuleAttribute};
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -39,6 +39,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Monitor {
     network: watch::Receiver<Arc<HostNetwork>>,
+    losses: watch::Receiver<u64>,
     task: JoinHandle<()>,
 }
 
@@ -55,10 +56,11 @@ impl Monitor {
     /// # Errors
     /// What the kernel says.
     pub async fn start() -> io::Result<Self> {
-        let mut follower = Follower::start()?;
+        let mut follower = Follower::start(watch::Sender::new(0))?;
         let first = follower.list().await?;
         let (tell, network) = watch::channel(Arc::new(first));
-        Ok(Self { network, task: tokio::spawn(follow(follower, tell)) })
+        let losses = follower.losses.subscribe();
+        Ok(Self { network, losses, task: tokio::spawn(follow(follower, tell)) })
     }
 
     /// What it looks like now.
@@ -72,12 +74,20 @@ impl Monitor {
     pub fn watch(&self) -> watch::Receiver<Arc<HostNetwork>> {
         self.network.clone()
     }
+
+    /// Counts what was removed of tpx's own: devices, rules, routes. Whoever has the right may have done so, as well as the
+    /// privileged daemon for a new plan.
+    #[must_use]
+    pub fn losses(&self) -> watch::Receiver<u64> {
+        self.losses.clone()
+    }
 }
 
 /// A netlink connection that hears of changes.
 struct Follower {
     handle: rtnetlink::Handle,
-    news: std::pin::Pin<Box<dyn futures::Stream<Item = ()> + Send>>,
+    news: std::pin::Pin<Box<dyn futures::Stream<Item = News> + Send>>,
+    losses: watch::Sender<u64>,
     connection: JoinHandle<()>,
 }
 
@@ -88,11 +98,10 @@ impl Drop for Follower {
 }
 
 impl Follower {
-    fn start() -> io::Result<Self> {
+    fn start(losses: watch::Sender<u64>) -> io::Result<Self> {
         let (connection, handle, messages) = rtnetlink::new_multicast_connection(&GROUPS)?;
-        // What changed does not matter: everything is read again.
-        let news = messages.filter_map(|(message, _)| std::future::ready(concerns_the_host(&message).then_some(())));
-        Ok(Self { handle, news: Box::pin(news), connection: tokio::spawn(connection) })
+        let news = messages.filter_map(|(message, _)| std::future::ready(News::of(&message)));
+        Ok(Self { handle, news: Box::pin(news), losses, connection: tokio::spawn(connection) })
     }
 
     async fn list(&mut self) -> io::Result<HostNetwork> {
@@ -101,32 +110,63 @@ impl Follower {
 
     /// Waits for a change and the quiet after it. False when the connection has ended, which happens when news were lost.
     async fn changed(&mut self) -> bool {
-        if self.news.next().await.is_none() {
+        let Some(first) = self.news.next().await else {
             return false;
-        }
-        let latest = Instant::now() + PATIENCE;
+        };
+        let (latest, mut lost) = (Instant::now() + PATIENCE, first == News::Loss);
         while let Ok(more) = timeout_at(latest.min(Instant::now() + QUIET), self.news.next()).await {
-            if more.is_none() {
+            let Some(more) = more else {
                 return false;
-            }
+            };
+            lost |= more == News::Loss;
             if Instant::now() >= latest {
                 break;
             }
+        }
+        if lost {
+            self.losses.send_modify(|losses| *losses += 1);
         }
         true
     }
 }
 
-/// Not so the kernel's and tpx's own tables: each plan changes hundreds of routes there.
-fn concerns_the_host(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) =
-        &message.payload
-    else {
-        return true;
-    };
-    let wide = |a: &RouteAttribute| if let RouteAttribute::Table(table) = a { Some(*table) } else { None };
-    let table = route.attributes.iter().find_map(wide).unwrap_or_else(|| route.header.table.into());
-    table != LOCAL_TABLE && !Slot::owns_table(table)
+/// What a message is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// The host's network changed. How does not matter: everything is read again.
+    Host,
+    /// Something of tpx's own was removed.
+    Loss,
+}
+
+impl News {
+    /// `None` for the kernel's own tables, and for what tpx adds to its own: each plan changes hundreds of routes there.
+    fn of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Self> {
+        let NetlinkPayload::InnerMessage(message) = &message.payload else {
+            return Some(Self::Host);
+        };
+        match message {
+            RouteNetlinkMessage::DelLink(link) => {
+                let named = |a: &LinkAttribute| matches!(a, LinkAttribute::IfName(name) if Slot::owns_device(name));
+                Some(if link.attributes.iter().any(named) { Self::Loss } else { Self::Host })
+            }
+            RouteNetlinkMessage::DelRule(rule) => {
+                let ours = |a: &RuleAttribute| matches!(a, RuleAttribute::Table(table) if Slot::owns_table(*table));
+                Some(if rule.attributes.iter().any(ours) { Self::Loss } else { Self::Host })
+            }
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                let wide = |a: &RouteAttribute| if let RouteAttribute::Table(t) = a { Some(*t) } else { None };
+                let table = route.attributes.iter().find_map(wide).unwrap_or_else(|| route.header.table.into());
+                let removed = matches!(message, RouteNetlinkMessage::DelRoute(_));
+                match (Slot::owns_table(table), removed) {
+                    (true, true) => Some(Self::Loss),
+                    (true, false) => None,
+                    (false, _) => (table != LOCAL_TABLE).then_some(Self::Host),
+                }
+            }
+            _ => Some(Self::Host),
+        }
+    }
 }
 
 async fn follow(mut follower: Follower, tell: watch::Sender<Arc<HostNetwork>>) {
@@ -134,7 +174,7 @@ async fn follow(mut follower: Follower, tell: watch::Sender<Arc<HostNetwork>>) {
         if !follower.changed().await {
             tracing::debug!("news of routes were lost");
             sleep(QUIET).await;
-            match Follower::start() {
+            match Follower::start(follower.losses.clone()) {
                 Ok(again) => follower = again,
                 Err(e) => {
                     tracing::warn!("routes cannot be followed: {e}");

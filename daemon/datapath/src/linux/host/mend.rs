@@ -1,0 +1,37 @@
+//! Putting back what somebody else has removed: rules, routes and addresses belong to whoever has the right to change them.
+
+use tpx_ebpf_abi::slot::Slot;
+
+use super::{Applied, network::Network, rules::Rule, system};
+use crate::HostError;
+
+impl Applied {
+    /// Makes the host look again as it was left. What hangs on the device's file cannot come back without it: then this
+    /// fails, and the caller has to begin anew.
+    pub(super) async fn mend(&mut self, slot: Slot) -> Result<(), HostError> {
+        if !self.device.exists() {
+            let gone = std::io::Error::new(std::io::ErrorKind::NotFound, "somebody has removed it");
+            return Err(system(format!("find {}", slot.device()), gone));
+        }
+        let network = Network::mending()?;
+        network.bring_up(&self.device, slot, self.ipv6).await?;
+        if self.express.is_some() {
+            network.add_blocks(&self.device, slot, self.ipv6).await?;
+        }
+        for rule in Rule::standing(self.express.is_some(), self.ipv6) {
+            network.add_rule(slot, rule).await?;
+        }
+        self.mend_names(&network, slot).await?;
+        for (table, net) in &self.state.routes {
+            network.add_route(&self.device, slot, *table, *net).await?;
+        }
+        if network.missing() > 0 {
+            tracing::warn!("somebody removed {} addresses, rules and routes of tpx; they are back", network.missing());
+        }
+        // The cgroup may have been removed and made anew.
+        if let Some(express) = &mut self.express {
+            express.scope = None;
+        }
+        Ok(())
+    }
+}
