@@ -84,8 +84,14 @@ struct Name {
 #[derive(Subcommand)]
 enum LabCommand {
     /// Bring it up; does nothing when it is up
-    Up(Name),
-    /// Take it down: no process, namespace, cgroup, mount or link stays
+    Up {
+        #[command(flatten)]
+        lab: Name,
+        /// Also a second cluster with the same subnets and workloads, in reach of the same laptop; its name ends in -second
+        #[arg(long)]
+        second: bool,
+    },
+    /// Take it down, its second cluster too: no process, namespace, cgroup, mount or link stays
     Down(Name),
     /// Load images that were built since it last did, and restart what runs them
     Refresh(Name),
@@ -146,14 +152,14 @@ fn run(command: Command) -> Result<i32> {
 }
 
 fn run_lab(command: LabCommand) -> Result<i32> {
-    if let LabCommand::Up(Name { name }) = &command {
-        lab::build(&Lab::new(name)?)?;
+    if let LabCommand::Up { lab: Name { name }, second } = &command {
+        lab::build(&Lab::new(name)?, *second)?;
     }
     if let Some(code) = elevate::again()? {
         return Ok(code);
     }
     match command {
-        LabCommand::Up(Name { name }) => lab::up(&Lab::new(&name)?)?,
+        LabCommand::Up { lab: Name { name }, second } => lab::up(&Lab::new(&name)?, second)?,
         LabCommand::Down(Name { name }) => lab::down(&Lab::new(&name)?)?,
         LabCommand::Refresh(Name { name }) => lab::refresh_images(&Lab::new(&name)?)?,
         LabCommand::Status { lab: Name { name }, json } => return lab::status(&Lab::new(&name)?, json),

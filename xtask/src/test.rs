@@ -79,7 +79,7 @@ fn cluster(lab: &Lab, count: &mut Count) -> Result<()> {
     })?;
     image::build()?;
     image::build_other_manager()?;
-    ensure!(elevate::visibly(&["lab", "up", "--name", &lab.name])?, "the lab is not up");
+    ensure!(elevate::visibly(&["lab", "up", "--second", "--name", &lab.name])?, "the lab is not up");
     let exec = |words: &[&str]| {
         elevate::this([&["lab", "exec", "laptop", "--profile", "release", "--name", &lab.name, "--"], words].concat())
     };

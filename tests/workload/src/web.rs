@@ -49,6 +49,9 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr, title: &str) -> Re
     let sums = option(&query, "sum") != Some("no");
     let response = match (request.method(), request.uri().path()) {
         (&Method::GET, "/") => page(title),
+        (&Method::GET, "/where") => {
+            text(StatusCode::OK, "application/json", json!({"node": node(), "pod": host()}).to_string())
+        }
         (&Method::GET, "/bytes") => bytes(number("n").unwrap_or(0), sums),
         (&Method::PUT | &Method::POST, "/sink") => return sink(request.into_body(), sums).await,
         (&Method::GET, "/delay") => {
@@ -76,6 +79,11 @@ fn option<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 /// The pod's own name.
 fn host() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// The node that the pod runs on, which tells one cluster from another: the manifest hands it over.
+fn node() -> String {
+    std::env::var("NODE_NAME").unwrap_or_default()
 }
 
 fn page(title: &str) -> Response<Body> {

@@ -6,8 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::paths;
 
-/// The node's name and its addresses on `node0`, a bridge without ports that stands for its interface.
-pub(crate) const NODE: &str = "node1";
+/// The node's addresses on `node0`, a bridge without ports that stands for its interface.
 pub(crate) const NODE_IP: &str = "172.31.77.1";
 pub(crate) const NODE_IP6: &str = "fd31:77::1";
 
@@ -21,9 +20,25 @@ pub(crate) const API_SERVICE_IP: &str = "10.96.0.1";
 pub(crate) const DNS_SERVICE_IP: &str = "10.96.0.10";
 pub(crate) const API_PORT: u16 = 6443;
 
-/// The link between laptop and node; the API server's port is all that crosses it.
-pub(crate) const LAPTOP_API_IP: &str = "172.31.78.2";
-pub(crate) const API_IP: &str = "172.31.78.1";
+/// What tells a lab's cluster from its second one: everything else is the same in both, subnets and names of workloads too.
+pub(crate) struct Cluster {
+    /// The name of its node, which its web page shows.
+    pub(crate) node: &'static str,
+    /// What the laptop's kubeconfig calls it.
+    pub(crate) context: &'static str,
+    /// The link between laptop and node; the API server's port is all that crosses it.
+    pub(crate) link: &'static str,
+    pub(crate) laptop_ip: &'static str,
+    pub(crate) api_ip: &'static str,
+}
+
+const FIRST: Cluster =
+    Cluster { node: "node1", context: "lab", link: "api0", laptop_ip: "172.31.78.2", api_ip: "172.31.78.1" };
+const SECOND: Cluster =
+    Cluster { node: "node2", context: "second", link: "api1", laptop_ip: "172.31.79.2", api_ip: "172.31.79.1" };
+
+/// How the name of a second cluster's lab ends.
+const SECOND_SUFFIX: &str = "-second";
 
 /// The link between laptop and *internet*, and what answers there.
 pub(crate) const LAPTOP_IP: &str = "198.51.100.2";
@@ -49,7 +64,7 @@ pub(crate) struct Lab {
     pub(crate) name: String,
 }
 
-/// The three parts of a lab, each a set of namespaces.
+/// The three parts of a lab, each a set of namespaces; a second cluster is a node alone.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Part {
     /// The cluster.
@@ -61,8 +76,6 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    pub(crate) const ALL: [Part; 3] = [Part::Node, Part::Laptop, Part::Internet];
-
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Part::Node => "node",
@@ -79,6 +92,33 @@ impl Lab {
             && name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-');
         ensure!(fits, "a lab's name is made of a-z, 0-9 and -, at most 32 of them: {name:?}");
         Ok(Lab { name: name.to_owned() })
+    }
+
+    /// The lab of the second cluster that this lab's laptop reaches.
+    pub(crate) fn second(&self) -> Result<Lab> {
+        ensure!(self.first().is_none(), "{} is a second cluster itself, and there is no third", self.name);
+        Lab::new(&format!("{}{SECOND_SUFFIX}", self.name))
+    }
+
+    /// For a second cluster: the lab whose laptop reaches it.
+    pub(crate) fn first(&self) -> Option<Lab> {
+        let name = self.name.strip_suffix(SECOND_SUFFIX).filter(|name| !name.is_empty())?;
+        Some(Lab { name: name.to_owned() })
+    }
+
+    /// The lab's own cluster.
+    pub(crate) fn cluster(&self) -> &'static Cluster {
+        if self.first().is_some() { &SECOND } else { &FIRST }
+    }
+
+    /// What is printed about it, told from what another lab that comes up at the same time prints.
+    pub(crate) fn says(&self, what: &str) -> String {
+        if self.first().is_some() { format!("second: {what}") } else { what.to_owned() }
+    }
+
+    /// The parts that it has.
+    pub(crate) fn parts(&self) -> &'static [Part] {
+        if self.first().is_some() { &[Part::Node] } else { &[Part::Node, Part::Laptop, Part::Internet] }
     }
 
     /// Everything this lab writes outside its namespaces.
@@ -111,3 +151,23 @@ impl Lab {
 
 /// The program that plays every workload, and *internet*.
 pub(crate) const WORKLOAD: &str = "tpx-workload";
+
+#[cfg(test)]
+mod tests {
+    use super::Lab;
+
+    #[test]
+    fn a_second_cluster_knows_its_lab() {
+        let lab = Lab::new("lab").unwrap();
+        let second = lab.second().unwrap();
+        assert_eq!(second.name, "lab-second");
+        assert_eq!(second.first().map(|first| first.name), Some("lab".into()));
+        assert!(lab.first().is_none() && second.second().is_err());
+        assert!(lab.cluster().node != second.cluster().node && lab.cgroup() != second.cgroup());
+    }
+
+    #[test]
+    fn a_name_that_is_only_the_ending_is_a_lab() {
+        assert!(Lab::new("-second").unwrap().first().is_none());
+    }
+}

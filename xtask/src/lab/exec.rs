@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::thread::ThreadNameSpaceType as Ns;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
@@ -31,6 +31,9 @@ pub(crate) struct As {
 
 /// A command that starts inside `part`; it still has to be started in its PID namespace.
 pub(crate) fn command(lab: &Lab, part: Part, who: &As, program: &[OsString]) -> Result<Command> {
+    if let Some(first) = lab.first().filter(|_| !lab.parts().contains(&part)) {
+        bail!("{} is a second cluster, a node alone; its {} is that of --name {}", lab.name, part.as_str(), first.name);
+    }
     let pid = state::pid(lab, part)?;
     let (first, rest) = program.split_first().context("no command given")?;
     let user = match &who.user {

@@ -7,7 +7,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::config::{DNS_SERVICE_IP, Lab, NODE, NODE_IP, NODE_POD_CIDR, NODE_POD_CIDR6, POD_CIDRS};
+use super::config::{DNS_SERVICE_IP, Lab, NODE_IP, NODE_POD_CIDR, NODE_POD_CIDR6, POD_CIDRS};
 use crate::image::PAUSE;
 use crate::paths;
 
@@ -17,7 +17,7 @@ pub(crate) fn write(lab: &Lab) -> Result<()> {
     fs::create_dir_all(etc.join("cni"))?;
     let pki = lab.pki();
     let (pki, root) = (pki.display(), paths::packages());
-    let root = root.display();
+    let (root, node) = (root.display(), lab.cluster().node);
     let put =
         |name: &str, text: String| fs::write(etc.join(name), text).with_context(|| format!("cannot write {name}"));
     put("resolv.conf", format!("nameserver {DNS_SERVICE_IP}\n"))?;
@@ -101,7 +101,7 @@ apiVersion: kubeproxy.config.k8s.io/v1alpha1
 mode: nftables
 nftables: {{syncPeriod: 10s, minSyncPeriod: 100ms}}
 clientConnection: {{kubeconfig: {pki}/kube-proxy.kubeconfig}}
-hostnameOverride: {NODE}
+hostnameOverride: {node}
 bindAddress: {NODE_IP}
 clusterCIDR: {POD_CIDRS}
 oomScoreAdj: 0

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::config::{Lab, NODE, NODE_POD_CIDR, NODE_POD_CIDR6, Part, RUN_LAB};
+use super::config::{Lab, NODE_POD_CIDR, NODE_POD_CIDR6, Part, RUN_LAB};
 use super::exec::{self, As};
 use super::{marked, state};
 use crate::image;
@@ -28,31 +28,32 @@ pub(crate) fn start(lab: &Lab) -> Result<()> {
             import(lab, &image::archives()?)?;
             Ok(fs::write(format!("/proc/{}/root{RUN_LAB}/images", state::pid(lab, Part::Node)?), "")?)
         });
-        step("API server", || {
+        step(&lab.says("API server"), || {
             marked(lab, Part::Node, "kube-controller-manager", Duration::from_secs(60))?;
             wait_for("the API server", Duration::from_secs(60), || {
                 Ok(kubectl(lab, &["get", "--raw", "/readyz"]).is_ok())
             })
         })?;
-        step("workloads applied", || apply(lab))?;
+        step(&lab.says("workloads applied"), || apply(lab))?;
         images.join().map_err(|_| anyhow::anyhow!("the import panicked"))?.context("images")
     })?;
-    step("workloads ready", || {
+    step(&lab.says("workloads ready"), || {
         kubectl(
             lab,
             &["wait", "--for=condition=Available", "deployment", "--all", "--all-namespaces", "--timeout=120s"],
         )?;
         kubectl(lab, &["rollout", "status", "statefulset/web", "--namespace=stateful", "--timeout=120s"])?;
-        kubectl(lab, &["wait", "--for=condition=Ready", &format!("node/{NODE}"), "--timeout=60s"])
+        kubectl(lab, &["wait", "--for=condition=Ready", &format!("node/{}", lab.cluster().node), "--timeout=60s"])
     })?;
     Ok(())
 }
 
 fn apply(lab: &Lab) -> Result<()> {
     // kubelet would make the node itself, but without the ranges of its pods, which real clusters always have.
+    let name = lab.cluster().node;
     let node = serde_json::json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE, "kubernetes.io/os": "linux"}},
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}},
         "spec": {"podCIDR": NODE_POD_CIDR, "podCIDRs": [NODE_POD_CIDR, NODE_POD_CIDR6]},
     });
     let all = [&[node.to_string().as_str()], &MANIFESTS[..]].concat().join("\n---\n");
@@ -113,7 +114,7 @@ pub(crate) fn refresh_images(lab: &Lab) -> Result<()> {
     if changed.is_empty() {
         return Ok(());
     }
-    step("images into the lab", || {
+    step(&lab.says("images into the lab"), || {
         import(lab, &changed)?;
         for (_, namespace, what) in
             RUNS.iter().filter(|(archive, ..)| changed.iter().any(|path| path.ends_with(archive)))

@@ -1,25 +1,31 @@
-//! The two cables of the laptop: one to the node, one to *internet*.
+//! The cables of the laptop: one to each node, one to *internet*. Network namespaces are named by a process in each.
 
 use std::process::Command;
 
 use anyhow::Result;
 use rustix::thread::ThreadNameSpaceType as Ns;
 
-use super::config::{API_IP, GATEWAY_IP, GATEWAY_IP6, LAPTOP_API_IP, LAPTOP_IP, LAPTOP_IP6};
+use super::config::{Cluster, GATEWAY_IP, GATEWAY_IP6, LAPTOP_IP, LAPTOP_IP6};
 use crate::run::feed;
 use crate::sys::{self, Entry};
 
-/// Connects the three network namespaces, named by a process in each.
-pub(crate) fn connect(node: u32, laptop: u32, internet: u32) -> Result<()> {
+/// Connects a cluster's node with the laptop.
+pub(crate) fn cluster(node: u32, laptop: u32, cluster: &Cluster) -> Result<()> {
+    let Cluster { link, api_ip, laptop_ip, .. } = cluster;
     ip(
         node,
         &format!(
-            "link add laptop0 type veth peer name api0 netns {laptop}
-addr add {API_IP}/30 dev laptop0
+            "link add laptop0 type veth peer name {link} netns {laptop}
+addr add {api_ip}/30 dev laptop0
 link set laptop0 up
 "
         ),
     )?;
+    ip(laptop, &format!("addr add {laptop_ip}/30 dev {link}\nlink set {link} up\n"))
+}
+
+/// Connects *internet* with the laptop.
+pub(crate) fn internet(internet: u32, laptop: u32) -> Result<()> {
     // The name server and the web server have their addresses on the far `lo` already.
     ip(
         internet,
@@ -34,9 +40,7 @@ link set laptop0 up
     ip(
         laptop,
         &format!(
-            "addr add {LAPTOP_API_IP}/30 dev api0
-link set api0 up
-addr add {LAPTOP_IP}/24 dev eth0
+            "addr add {LAPTOP_IP}/24 dev eth0
 addr add {LAPTOP_IP6}/64 dev eth0 nodad
 link set eth0 up
 route add default via {GATEWAY_IP}

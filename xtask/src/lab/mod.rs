@@ -11,6 +11,7 @@ mod links;
 mod mounts;
 mod node;
 mod pki;
+mod second;
 mod state;
 mod status;
 mod supervise;
@@ -19,9 +20,10 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Stdio;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 pub(crate) use config::{Lab, Part, WORKLOAD};
 pub(crate) use exec::As;
@@ -31,16 +33,38 @@ use crate::sys::{self, Entry};
 use crate::{elevate, image, setup};
 
 /// Builds what a lab is made of, where it is missing.
-pub(crate) fn build(lab: &Lab) -> Result<()> {
-    if state::is_up(lab) {
+pub(crate) fn build(lab: &Lab, with_second: bool) -> Result<()> {
+    if state::is_up(lab) && (!with_second || state::is_up(&lab.second()?)) {
         return Ok(());
     }
     setup::need_lab()?;
     image::need()
 }
 
-/// Brings the lab up; when it is, only images that are newer get into it.
-pub(crate) fn up(lab: &Lab) -> Result<()> {
+/// Brings the lab up, and the second cluster beside it where that is wanted; what is up gets newer images only.
+pub(crate) fn up(lab: &Lab, with_second: bool) -> Result<()> {
+    match lab.first() {
+        Some(first) => ensure!(state::is_up(&first), "the lab {} is not up: cargo xtask lab up --second", first.name),
+        // What is left of a second cluster has lost its cable.
+        None if !state::is_up(lab) => remove(&lab.second()?)?,
+        None => {}
+    }
+    if !with_second {
+        return up_one(lab);
+    }
+    let second = lab.second()?;
+    thread::scope(|scope| {
+        let beside = scope.spawn(|| up_one(&second));
+        let first = up_one(lab);
+        let beside = beside.join().map_err(|_| anyhow!("bringing it up panicked"))?;
+        if first.is_err() {
+            remove(&second)?;
+        }
+        first.and(beside)
+    })
+}
+
+fn up_one(lab: &Lab) -> Result<()> {
     let begin = Instant::now();
     let _lock = state::lock(lab)?;
     if state::is_up(lab) {
@@ -60,35 +84,47 @@ pub(crate) fn up(lab: &Lab) -> Result<()> {
 }
 
 fn bring_up(lab: &Lab) -> Result<()> {
-    step("certificates and configuration", || {
+    step(&lab.says("certificates and configuration"), || {
         fs::create_dir_all(lab.state().join("log"))?;
         fs::create_dir_all(lab.state().join("bin"))?;
         fs::copy(image::workload_program(), internet::workload(lab)).context("cannot copy the workload program")?;
         fs::write(lab.query_log(), "")?;
-        pki::write(&lab.pki())?;
+        pki::write(&lab.pki(), lab.cluster())?;
         files::write(lab)
     })?;
-    step("namespaces", || {
-        for part in Part::ALL {
-            start(lab, part)?;
+    step(&lab.says("namespaces"), || {
+        for part in lab.parts() {
+            start(lab, *part)?;
         }
-        for part in Part::ALL {
-            marked(lab, part, "network", Duration::from_secs(15))?;
+        for part in lab.parts() {
+            marked(lab, *part, "network", Duration::from_secs(15))?;
         }
-        links::connect(state::pid(lab, Part::Node)?, state::pid(lab, Part::Laptop)?, state::pid(lab, Part::Internet)?)
+        if let Some(first) = lab.first() {
+            return second::join(&first, lab);
+        }
+        let laptop = state::pid(lab, Part::Laptop)?;
+        links::cluster(state::pid(lab, Part::Node)?, laptop, lab.cluster())?;
+        links::internet(state::pid(lab, Part::Internet)?, laptop)
     })?;
     kube::start(lab)?;
     Ok(fs::write(lab.state().join("up"), "")?)
 }
 
-/// Takes the lab down, also what is left of one that never came up.
+/// Takes the lab down and the second cluster with it, also what is left of one that never came up.
 pub(crate) fn down(lab: &Lab) -> Result<()> {
-    let _lock = state::lock(lab)?;
-    if !lab.state().exists() && !cgroup::exists(lab)? {
+    let both = if lab.first().is_none() { vec![lab.second()?, lab.clone()] } else { vec![lab.clone()] };
+    let there = |lab: &Lab| Ok::<_, anyhow::Error>(lab.state().exists() || cgroup::exists(lab)?);
+    if !both.iter().map(there).collect::<Result<Vec<_>>>()?.contains(&true) {
         println!("lab {}: not up", lab.name);
         return Ok(());
     }
-    step(&format!("lab {}: down", lab.name), || clean(lab))
+    step(&format!("lab {}: down", lab.name), || both.iter().try_for_each(remove))
+}
+
+fn remove(lab: &Lab) -> Result<()> {
+    let _lock = state::lock(lab)?;
+    clean(lab)?;
+    lab.first().map_or(Ok(()), |first| second::leave(&first, lab))
 }
 
 fn clean(lab: &Lab) -> Result<()> {
@@ -111,8 +147,14 @@ pub(crate) fn exec(lab: &Lab, part: Part, who: &As, program: &[OsString]) -> Res
 
 /// Loads images that were built since the lab last did.
 pub(crate) fn refresh_images(lab: &Lab) -> Result<()> {
-    let _lock = state::lock(lab)?;
-    if state::is_up(lab) { kube::refresh_images(lab) } else { Ok(()) }
+    let second = lab.second().ok();
+    for lab in std::iter::once(lab).chain(&second) {
+        let _lock = state::lock(lab)?;
+        if state::is_up(lab) {
+            kube::refresh_images(lab)?;
+        }
+    }
+    Ok(())
 }
 
 /// Starts the first process of a part in its cgroups and namespaces.

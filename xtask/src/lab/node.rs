@@ -9,7 +9,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_
 
 use super::cgroup;
 use super::config::{
-    API_PORT, Lab, NODE, NODE_IP, NODE_IP6, NODE_POD_CIDR, NODE_POD_CIDR6, POD_CIDRS, SERVICE_CIDR, SERVICE_CIDR6,
+    API_PORT, Lab, NODE_IP, NODE_IP6, NODE_POD_CIDR, NODE_POD_CIDR6, POD_CIDRS, SERVICE_CIDR, SERVICE_CIDR6,
 };
 use super::mounts;
 use super::supervise::{self, After, Daemon};
@@ -30,7 +30,7 @@ pub(crate) fn path() -> String {
 pub(crate) fn init(lab: &Lab) -> Result<()> {
     // The mount table is read while it is still the machine's.
     let hierarchies = cgroup::hierarchies()?;
-    rustix::system::sethostname(NODE.as_bytes())?;
+    rustix::system::sethostname(lab.cluster().node.as_bytes())?;
     mounts::private()?;
     cgroups(&hierarchies)?;
     mounts::run_lab()?;
@@ -225,7 +225,7 @@ fn daemons(lab: &Lab) -> Vec<Daemon> {
             vec![
                 format!("--config={etc}/kubelet.yaml"),
                 format!("--kubeconfig={pki}/kubelet.kubeconfig"),
-                format!("--hostname-override={NODE}"),
+                format!("--hostname-override={}", lab.cluster().node),
                 format!("--node-ip={NODE_IP},{NODE_IP6}"),
             ],
         ),

@@ -14,19 +14,22 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
-use super::config::{API_IP, API_PORT, API_SERVICE_IP, NODE, NODE_IP, NODE_IP6};
+use super::config::{API_PORT, API_SERVICE_IP, Cluster, NODE_IP, NODE_IP6};
 
 /// Where a kubeconfig's credentials come from, and how long they hold.
 const YEAR: Duration = Duration::days(365);
 
 struct Pki {
     dir: PathBuf,
+    /// What kubeconfigs call the cluster.
+    context: &'static str,
 }
 
-/// Writes everything into `dir`.
-pub(crate) fn write(dir: &Path) -> Result<()> {
+/// Writes everything for a cluster into `dir`.
+pub(crate) fn write(dir: &Path, cluster: &Cluster) -> Result<()> {
     fs::create_dir_all(dir)?;
-    let pki = Pki { dir: dir.to_owned() };
+    let (node, api) = (cluster.node, cluster.api_ip);
+    let pki = Pki { dir: dir.to_owned(), context: cluster.context };
     let ca = pki.authority("ca", "lab-ca")?;
     let front = pki.authority("front-proxy-ca", "lab-front-proxy-ca")?;
     let server = [Usage::ServerAuth];
@@ -44,25 +47,25 @@ pub(crate) fn write(dir: &Path) -> Result<()> {
         "kube-apiserver",
         "",
         &server,
-        &[&names[..], &["127.0.0.1", "::1", NODE_IP, NODE_IP6, API_SERVICE_IP, API_IP]].concat(),
+        &[&names[..], &["127.0.0.1", "::1", NODE_IP, NODE_IP6, API_SERVICE_IP, api]].concat(),
         YEAR,
     )?;
-    pki.leaf(&ca, "kubelet-server", NODE, "", &server, &[NODE, NODE_IP, NODE_IP6, "127.0.0.1"], YEAR)?;
+    pki.leaf(&ca, "kubelet-server", node, "", &server, &[node, NODE_IP, NODE_IP6, "127.0.0.1"], YEAR)?;
     pki.leaf(&ca, "apiserver-kubelet-client", "kube-apiserver-kubelet-client", "system:masters", &client, &[], YEAR)?;
     pki.leaf(&front, "front-proxy-client", "front-proxy-client", "", &client, &[], YEAR)?;
-    let node = format!("https://{NODE_IP}:{API_PORT}");
+    let own = format!("https://{NODE_IP}:{API_PORT}");
     for (file, user, group) in [
         ("admin", "admin", "system:masters"),
         ("kube-controller-manager", "system:kube-controller-manager", ""),
         ("kube-scheduler", "system:kube-scheduler", ""),
         ("kube-proxy", "system:kube-proxy", ""),
-        ("kubelet", &format!("system:node:{NODE}"), "system:nodes"),
+        ("kubelet", &format!("system:node:{node}"), "system:nodes"),
     ] {
         pki.leaf(&ca, file, user, group, &client, &[], YEAR)?;
-        pki.kubeconfig(file, file, &node)?;
+        pki.kubeconfig(file, file, &own)?;
     }
     // The laptop's own, and one whose time is over: what a login that nobody renewed looks like.
-    let api = format!("https://{API_IP}:{API_PORT}");
+    let api = format!("https://{api}:{API_PORT}");
     pki.leaf(&ca, "dev", "dev", "system:masters", &client, &[], YEAR)?;
     pki.leaf(&ca, "expired", "dev", "system:masters", &client, &[], -Duration::HOUR)?;
     pki.kubeconfig("laptop", "dev", &api)?;
@@ -129,14 +132,15 @@ impl Pki {
         self.secret(&format!("{file}.key"), &key.serialize_pem())
     }
 
-    /// A kubeconfig with everything inside, so that it can be copied anywhere. JSON is YAML.
+    /// A kubeconfig with everything inside, so that it can be copied anywhere and joined with another. JSON is YAML.
     fn kubeconfig(&self, file: &str, user: &str, server: &str) -> Result<()> {
         let data = |name: String| -> Result<String> { Ok(STANDARD.encode(fs::read(self.dir.join(name))?)) };
+        let name = self.context;
         let config = serde_json::json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
-            "clusters": [{"name": "lab", "cluster": {"server": server, "certificate-authority-data": data("ca.crt".into())?}}],
-            "users": [{"name": user, "user": {"client-certificate-data": data(format!("{user}.crt"))?, "client-key-data": data(format!("{user}.key"))?}}],
-            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": user}}],
+            "apiVersion": "v1", "kind": "Config", "current-context": name,
+            "clusters": [{"name": name, "cluster": {"server": server, "certificate-authority-data": data("ca.crt".into())?}}],
+            "users": [{"name": name, "user": {"client-certificate-data": data(format!("{user}.crt"))?, "client-key-data": data(format!("{user}.key"))?}}],
+            "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
         });
         self.secret(&format!("{file}.kubeconfig"), &serde_json::to_string_pretty(&config)?)
     }

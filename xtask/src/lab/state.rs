@@ -38,7 +38,7 @@ fn known(lab: &Lab, part: Part) -> Option<u32> {
 
 /// Whether all parts live and the last `up` came to its end.
 pub(crate) fn is_up(lab: &Lab) -> bool {
-    lab.state().join("up").exists() && Part::ALL.iter().all(|part| known(lab, *part).is_some())
+    lab.state().join("up").exists() && lab.parts().iter().all(|part| known(lab, *part).is_some())
 }
 
 /// Field 22 of /proc/PID/stat; the name before it may contain anything. A zombie counts as gone.

@@ -12,13 +12,15 @@ use super::{kube, node, state};
 pub(crate) fn print(lab: &Lab, as_json: bool) -> Result<i32> {
     let up = state::is_up(lab);
     let pid = |part| state::pid(lab, part).map_or(Value::Null, Value::from);
+    let has = |part, what| if lab.parts().contains(&part) { what } else { Value::Null };
     let facts = json!({
         "name": lab.name,
         "up": up,
-        "node": {"pid": pid(Part::Node), "name": NODE, "addresses": [NODE_IP, NODE_IP6], "path": node::path(), "kubeconfig": lab.pki().join("admin.kubeconfig")},
-        "laptop": {"pid": pid(Part::Laptop), "addresses": [LAPTOP_IP, LAPTOP_IP6, LAPTOP_API_IP], "users": USERS.map(|(name, _)| name), "kubeconfig": format!("{RUN_LAB}/kubeconfig"), "expired_kubeconfig": format!("{RUN_LAB}/kubeconfig-expired"), "api": format!("https://{API_IP}:{API_PORT}")},
-        "internet": {"pid": pid(Part::Internet), "name_server": NAME_SERVER, "web": [WEB_IP, WEB_IP6], "query_log": lab.query_log()},
-        "cluster": {"pods": [NODE_POD_CIDR, NODE_POD_CIDR6], "services": [SERVICE_CIDR, SERVICE_CIDR6], "dns": DNS_SERVICE_IP},
+        "node": {"pid": pid(Part::Node), "name": lab.cluster().node, "addresses": [NODE_IP, NODE_IP6], "path": node::path(), "kubeconfig": lab.pki().join("admin.kubeconfig")},
+        "laptop": has(Part::Laptop, json!({"pid": pid(Part::Laptop), "addresses": [LAPTOP_IP, LAPTOP_IP6, lab.cluster().laptop_ip], "users": USERS.map(|(name, _)| name), "kubeconfig": format!("{RUN_LAB}/kubeconfig"), "expired_kubeconfig": format!("{RUN_LAB}/kubeconfig-expired")})),
+        "internet": has(Part::Internet, json!({"pid": pid(Part::Internet), "name_server": NAME_SERVER, "web": [WEB_IP, WEB_IP6], "query_log": lab.query_log()})),
+        "cluster": {"context": lab.cluster().context, "api": format!("https://{}:{API_PORT}", lab.cluster().api_ip), "pods": [NODE_POD_CIDR, NODE_POD_CIDR6], "services": [SERVICE_CIDR, SERVICE_CIDR6], "dns": DNS_SERVICE_IP},
+        "second": lab.second().ok().filter(state::is_up).map(|second| second.name),
         "cgroup": lab.cgroup(),
         "logs": lab.state().join("log"),
     });
@@ -35,7 +37,8 @@ pub(crate) fn print(lab: &Lab, as_json: bool) -> Result<i32> {
 }
 
 fn for_people(lab: &Lab, facts: &Value) -> Result<String> {
-    let mut text = format!("lab {}: up\n", lab.name);
+    let second = facts["second"].as_str().map(|name| format!(", and its second cluster, {name}"));
+    let mut text = format!("lab {}: up{}\n", lab.name, second.unwrap_or_default());
     for (part, what) in facts.as_object().into_iter().flatten().filter(|(_, what)| what.is_object()) {
         text += &format!("{part}:\n");
         for (name, value) in what.as_object().into_iter().flatten() {
