@@ -1,5 +1,6 @@
 //! Putting back what somebody else has removed: rules, routes and addresses belong to whoever has the right to change them.
 
+use tpx_core::plan::Scope;
 use tpx_ebpf_abi::slot::Slot;
 
 use super::{Applied, network::Network, rules::Rule, system};
@@ -8,7 +9,7 @@ use crate::HostError;
 impl Applied {
     /// Makes the host look again as it was left. What hangs on the device's file cannot come back without it: then this
     /// fails, and the caller has to begin anew.
-    pub(super) async fn mend(&mut self, slot: Slot) -> Result<(), HostError> {
+    pub(super) async fn mend(&mut self, slot: Slot, caller: u32) -> Result<(), HostError> {
         if !self.device.exists() {
             let gone = std::io::Error::new(std::io::ErrorKind::NotFound, "somebody has removed it");
             return Err(system(format!("find {}", slot.device()), gone));
@@ -18,7 +19,7 @@ impl Applied {
         if self.express.is_some() {
             network.add_blocks(&self.device, slot, self.ipv6).await?;
         }
-        for rule in Rule::standing(self.express.is_some(), self.ipv6) {
+        for rule in Rule::standing(self.express.is_some(), self.plan.scope.is_tree(), self.ipv6) {
             network.add_rule(slot, rule).await?;
         }
         self.mend_names(&network, slot).await?;
@@ -28,9 +29,10 @@ impl Applied {
         if network.missing() > 0 {
             tracing::warn!("somebody removed {} addresses, rules and routes of tpx; they are back", network.missing());
         }
-        // The cgroup may have been removed and made anew.
-        if let Some(express) = &mut self.express {
-            express.scope = None;
+        // A cgroup that tpx did not make may have been removed and made anew.
+        let scope = self.group.scope.clone();
+        if matches!(scope, Scope::Cgroup(_)) {
+            self.enlist(&scope, slot, caller)?;
         }
         Ok(())
     }

@@ -242,7 +242,7 @@ impl Host for LinuxHost {
             return Err(HostError::Refused(why.into()));
         }
         if *plan == applied.plan
-            && let Err(e) = applied.mend(self.slot).await
+            && let Err(e) = applied.mend(self.slot, self.caller).await
         {
             self.revert().await?;
             return Err(e);
