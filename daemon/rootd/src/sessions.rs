@@ -182,7 +182,7 @@ impl<M: Hosts> Sessions<M> {
 
     /// Takes a claim back that never became a session.
     pub(crate) fn give_up(&self, connection: u64) {
-        if !self.table.borrow().get(&connection).is_some_and(|entry| entry.plan.is_some()) {
+        if self.table.borrow().get(&connection).is_none_or(|entry| entry.plan.is_none()) {
             self.release(connection);
         }
     }

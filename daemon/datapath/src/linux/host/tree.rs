@@ -76,7 +76,7 @@ impl Drop for Tree {
         // It may have been the last thing in trees that have ended before it.
         let mut child = self.path.as_path();
         while let Some(path) = child.parent().filter(|path| is_ours(path.file_name().and_then(|name| name.to_str()))) {
-            if !path.parent().is_some_and(|around| remove_if_dead(around, path).is_ok()) {
+            if path.parent().is_none_or(|around| remove_if_dead(around, path).is_err()) {
                 break;
             }
             child = path;
