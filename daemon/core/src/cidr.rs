@@ -3,7 +3,7 @@
 //! Rules speak in prefixes of which the most specific wins; routing tables and the kernel's maps of virtual addresses
 //! want plain sets. These functions go from one to the other, with as few prefixes as possible.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -30,6 +30,32 @@ pub fn subtract(steer: &[IpNet], except: &[IpNet]) -> Vec<IpNet> {
 pub fn difference(of: &[IpNet], without: &[IpNet]) -> Vec<IpNet> {
     let left: Vec<IpNet> = of.iter().filter(|net| !without.iter().any(|w| w.contains(*net))).copied().collect();
     subtract(&left, without)
+}
+
+/// The entry with the longest of those prefixes that hold `ip`. The entries are sorted by their prefixes, `net`, and so many
+/// that it matters: this is asked for every connection.
+pub(crate) fn longest_match<T>(sorted: &[T], net: impl Fn(&T) -> IpNet, ip: IpAddr) -> Option<&T> {
+    let mut within = IpNet::from(ip);
+    loop {
+        let before = sorted.get(..sorted.partition_point(|entry| net(entry) <= within))?;
+        let nearest = before.last()?;
+        if net(nearest).contains(&ip) {
+            return Some(nearest);
+        }
+        // Whatever holds `ip` and stands before the nearest one holds the beginning of that one too.
+        let common = common_bits(net(nearest).addr(), ip)?;
+        within = IpNet::new(ip, common.min(within.prefix_len().checked_sub(1)?)).ok()?.trunc();
+    }
+}
+
+/// How many bits two addresses begin with in common; `None` for addresses of two families.
+fn common_bits(a: IpAddr, b: IpAddr) -> Option<u8> {
+    let zeros = match (a, b) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        _ => return None,
+    };
+    u8::try_from(zeros).ok()
 }
 
 /// The two halves of a subnet; `None` for a single address.
@@ -68,7 +94,7 @@ fn cover(net: IpNet, marks: &[(IpNet, bool)], inherited: bool, covered: &mut Vec
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use proptest::prelude::*;
 
@@ -156,6 +182,21 @@ pub(crate) mod tests {
             // No two are the halves of one: with that and no overlap there is no smaller set.
             prop_assert!(covered.windows(2).all(|w| !w[0].is_sibling(&w[1])));
             prop_assert_eq!(subtract(&covered, &[]), covered);
+        }
+
+        #[test]
+        fn the_longest_match_is_the_longest_that_matches(
+            mut nets in proptest::collection::vec(any_net(), 0..24),
+            ips in proptest::collection::vec(any_address(), 64),
+        ) {
+            nets.sort();
+            nets.dedup();
+            let edges = nets.iter().flat_map(|n| [n.network(), n.broadcast()]).collect::<Vec<_>>();
+            for ip in ips.into_iter().chain(edges) {
+                let found = longest_match(&nets, |net| *net, ip);
+                prop_assert_eq!(found.map(IpNet::prefix_len), longest(&nets, ip), "{}", ip);
+                prop_assert!(found.is_none_or(|net| net.contains(&ip)));
+            }
         }
 
         #[test]

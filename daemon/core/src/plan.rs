@@ -60,7 +60,8 @@ pub struct Plan {
     pub scope: Scope,
     /// How connections enter the tunnel.
     pub road: Road,
-    /// Subnets whose connections go through the tunnel under their own addresses. At most [`Plan::MAX_SUBNETS`].
+    /// Subnets whose connections go through the tunnel under their own addresses. At most [`Plan::MAX_SUBNETS`], together
+    /// with the next three lists.
     #[serde(deserialize_with = "bounded::list::<_, _, { Plan::MAX_SUBNETS }>")]
     pub steer: Vec<IpNet>,
     /// Ranges of virtual addresses; connections into them go through the tunnel to the address behind.
@@ -88,14 +89,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Bound on each list of subnets.
-    pub const MAX_SUBNETS: usize = 1024;
+    /// Bound on the subnets of all four lists.
+    pub const MAX_SUBNETS: usize = tpx_ebpf_abi::maps::RULES_MAX as usize;
     /// Bound on `name_servers`; resolv.conf(5) knows three.
     pub const MAX_NAME_SERVERS: usize = 8;
     /// Bound on `protected`; an API server has a few addresses.
     pub const MAX_PROTECTED: usize = 64;
     /// Bound on each list of domains of a [`ResolverLink`].
-    pub const MAX_DOMAINS: usize = 512;
+    pub const MAX_DOMAINS: usize = 1024;
 
     /// Whether connections to `ip` go through the tunnel: the most specific prefix of both lists decides.
     #[must_use]

@@ -9,6 +9,8 @@ use std::{fmt, net::IpAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use crate::cidr;
+
 mod decide;
 mod error;
 mod policy;
@@ -234,12 +236,9 @@ impl Subnets {
     /// The entry that counts for `ip`; `None` for what has nothing to do with the cluster.
     #[must_use]
     pub fn entry(&self, ip: IpAddr) -> Option<Entry<'_>> {
-        let subnets = self.subnets.iter().map(Entry::Subnet);
-        let exceptions = self.exceptions.iter().map(Entry::Exception);
-        subnets
-            .chain(exceptions)
-            .filter(|entry| entry.cidr().contains(&ip))
-            .max_by_key(|entry| entry.cidr().prefix_len())
+        let subnet = cidr::longest_match(&self.subnets, |subnet| subnet.cidr, ip).map(Entry::Subnet);
+        let exception = cidr::longest_match(&self.exceptions, |exception| exception.cidr, ip).map(Entry::Exception);
+        subnet.into_iter().chain(exception).max_by_key(|entry| entry.cidr().prefix_len())
     }
 
     /// Whether `ip` is a cluster address that is reached under a virtual one.

@@ -1,7 +1,7 @@
 //! Keeps subnets, plan and host in step: with the cluster, whose subnets change, and with the host's routes, which a VPN
 //! changes while we are connected.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use tokio::sync::{Mutex, watch};
 use tpx_api::Facts;
@@ -70,6 +70,7 @@ impl Routing {
         let mut plan = subnets.plan(Scope::Workstation, self.road, &self.inputs.name_servers);
         plan.protected = self.inputs.api_server.iter().copied().take(Plan::MAX_PROTECTED).collect();
         let domains = self.wanted.policy(&self.facts).link_domains();
+        // What matters comes first; what is left out is still answered to everybody who asks port 53 himself.
         let bounded = |mut domains: Vec<String>| {
             domains.truncate(Plan::MAX_DOMAINS);
             domains
@@ -127,9 +128,8 @@ pub(crate) async fn follow(
             tracing::info!("{note}");
         }
         // Virtual addresses work before their subnet is hidden; a subnet's own addresses only once it is not any more.
-        if wanted.plan.hidden != before.plan.hidden
-            && wanted.plan.steer.iter().all(|net| before.plan.steer.contains(net))
-        {
+        let steered: BTreeSet<_> = before.plan.steer.iter().collect();
+        if wanted.plan.hidden != before.plan.hidden && wanted.plan.steer.iter().all(|net| steered.contains(net)) {
             decided.send_modify(|now| now.subnets = Arc::clone(&wanted.subnets));
         }
         // The files are those that we already hold; the copies are closed.

@@ -47,8 +47,8 @@ pub const DATAGRAMS4: u32 = 2;
 /// Index of the IPv6 socket that datagrams arrive at.
 pub const DATAGRAMS6: u32 = 3;
 
-/// Bound on the rules of one family: all four lists of a plan.
-pub const RULES_MAX: u32 = 4096;
+/// Bound on the rules of one family: all four lists of a plan. Memory is taken for those that are there.
+pub const RULES_MAX: u32 = 16_384;
 /// Bound on the virtual addresses of one family that the kernel translates.
 pub const VIRTUAL_MAX: u32 = 65536;
 /// Bound on the destinations of datagrams in the life of a datapath.

@@ -91,7 +91,7 @@ fn look_at(request: &Request) {
     assert!(plan.steer.iter().all(|net| net.prefix_len() >= 8), "a default route");
     assert!(!plan.protected.iter().chain(&plan.name_servers).any(|ip| plan.steers(*ip)), "a protected address");
     let lists = [&plan.steer, &plan.virtual_subnets, &plan.hidden, &plan.except];
-    assert!(lists.iter().all(|list| list.len() <= Plan::MAX_SUBNETS));
+    assert!(lists.iter().map(|list| list.len()).sum::<usize>() <= Plan::MAX_SUBNETS);
 }
 
 fn capsules() -> Vec<Vec<u8>> {

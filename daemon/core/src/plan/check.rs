@@ -110,13 +110,11 @@ impl Plan {
     /// # Errors
     /// The first [`PlanError`].
     pub fn check(&self) -> Result<(), PlanError> {
-        bounded("subnets", self.steer.len(), Self::MAX_SUBNETS)?;
-        bounded("virtual subnets", self.virtual_subnets.len(), Self::MAX_SUBNETS)?;
-        bounded("hidden subnets", self.hidden.len(), Self::MAX_SUBNETS)?;
-        bounded("exceptions", self.except.len(), Self::MAX_SUBNETS)?;
+        let lists = [&self.steer, &self.virtual_subnets, &self.hidden, &self.except];
+        bounded("subnets in all", lists.iter().map(|list| list.len()).sum(), Self::MAX_SUBNETS)?;
         bounded("name servers", self.name_servers.len(), Self::MAX_NAME_SERVERS)?;
         let mut seen = BTreeSet::new();
-        for net in self.steer.iter().chain(&self.virtual_subnets).chain(&self.hidden).chain(&self.except) {
+        for net in lists.into_iter().flatten() {
             if *net != net.trunc() {
                 return Err(PlanError::HostBits(*net));
             }
@@ -281,6 +279,15 @@ mod tests {
         assert_eq!(steering(&["10.96.0.0/16", "10.96.0.0/16"]).check(), Err(twice.clone()));
         let plan = Plan { except: nets(&["10.96.0.0/16"]), ..steering(&["10.96.0.0/16"]) };
         assert_eq!(plan.check(), Err(twice));
+        let net = |n: u32| IpNet::from(IpAddr::from(Ipv4Addr::from(0x0a00_0000 + n)));
+        let full = Plan {
+            steer: (0..10_000).map(net).collect(),
+            except: (10_000..16_384).map(net).collect(),
+            ..Plan::default()
+        };
+        assert_eq!(full.check(), Ok(()));
+        let more = Plan { hidden: vec![net(16_384)], ..full };
+        assert_eq!(more.check(), Err(PlanError::TooMany { what: "subnets in all", count: 16_385, max: 16_384 }));
         let many =
             Plan { name_servers: (1..=9).map(|n| Ipv4Addr::new(192, 0, 2, n).into()).collect(), ..steering(&[]) };
         assert_eq!(many.check(), Err(PlanError::TooMany { what: "name servers", count: 9, max: 8 }));

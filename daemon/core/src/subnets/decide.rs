@@ -219,7 +219,6 @@ fn judge(
 /// The route that is in the way of `subnet`. What lies inside the subnet and has a rule of its own is not counted: it is
 /// excepted, allowed, asked for, or a subnet that is judged by itself.
 fn conflict(subnet: IpNet, marks: &BTreeMap<IpNet, Mark>, routes: &[HostRoute]) -> Option<HostRoute> {
-    let mut own_rules: Option<Vec<IpNet>> = None;
     let mut in_the_way = routes.iter().filter(|route| {
         let destination = route.destination.trunc();
         let shared = match () {
@@ -228,11 +227,7 @@ fn conflict(subnet: IpNet, marks: &BTreeMap<IpNet, Mark>, routes: &[HostRoute]) 
             () if subnet.contains(&destination) => destination,
             () => return false,
         };
-        let own_rules = own_rules.get_or_insert_with(|| {
-            let inside = marks.range((Bound::Excluded(subnet), Bound::Unbounded));
-            inside.map(|(net, _)| *net).take_while(|net| subnet.contains(net)).collect()
-        });
-        !cidr::difference(&[shared], own_rules).is_empty()
+        !has_own_rules(shared, subnet, marks)
     });
     // The one that carries the whole subnet now; else the first inside it.
     let rank = |route: &HostRoute| {
@@ -243,6 +238,17 @@ fn conflict(subnet: IpNet, marks: &BTreeMap<IpNet, Mark>, routes: &[HostRoute]) 
     let best =
         in_the_way.fold(first, |best, route| if (rank(route), route) < (rank(best), best) { route } else { best });
     Some(best.clone())
+}
+
+/// Whether rules for less than `subnet` cover all of `shared`, a part of it. Looks only at those that can.
+fn has_own_rules(shared: IpNet, subnet: IpNet, marks: &BTreeMap<IpNet, Mark>) -> bool {
+    let between = std::iter::successors(Some(shared), IpNet::supernet).take_while(|net| *net != subnet);
+    if between.into_iter().any(|net| marks.contains_key(&net)) {
+        return true;
+    }
+    let inside = marks.range((Bound::Excluded(shared), Bound::Unbounded)).map(|(net, _)| *net);
+    let inside: Vec<IpNet> = inside.take_while(|net| shared.contains(net)).collect();
+    cidr::subtract(&[shared], &inside).is_empty()
 }
 
 /// What the user wrote must be possible as it stands, whatever the cluster and the host look like.

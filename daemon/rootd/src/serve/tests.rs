@@ -279,7 +279,7 @@ async fn plans_that_are_never_allowed_change_nothing() {
         (steering("::1/128"), "loopback"),
         (api.clone(), "must stay outside"),
         (server, "name server 10.96.0.10"),
-        (Plan { steer: many, ..Plan::default() }, "more than 1024 entries"),
+        (Plan { steer: many, ..Plan::default() }, "more than 16384 entries"),
     ];
     for (plan, why) in cases {
         let said = answer(&rootd.path(), plan).await;

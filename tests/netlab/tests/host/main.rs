@@ -11,6 +11,7 @@ mod remains;
 mod resolved;
 mod roads;
 mod routes;
+mod scale;
 mod scopes;
 mod translations;
 mod tun;
@@ -60,12 +61,14 @@ const CASES: &[Case] = &[
     ("routes_are_followed", routes::followed),
     ("resolved_is_told", resolved::told),
     ("resolved_may_be_absent", resolved::absent),
+    ("resolved_is_told_of_many_domains", resolved::many),
     ("tun_road_answers_names", tun::names),
     ("tun_road_forwards_outside", tun::forwards),
     ("tun_road_yields_to_a_name_server_of_the_host", tun::own_name_server),
     ("tun_road_kill_9", tun::killed),
     ("apply_again_changes_the_difference", remains::again),
     ("apply_again_that_fails_goes_back", remains::goes_back),
+    ("apply_ten_thousand_subnets", scale::ten_thousand),
     ("apply_that_fails_leaves_nothing", remains::failing),
     ("apply_out_of_files_leaves_nothing", remains::out_of_files),
     ("revert_while_the_files_are_out", remains::files_are_out),
