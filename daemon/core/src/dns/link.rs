@@ -13,14 +13,15 @@ const ZONES: usize = 16;
 /// Domains of one device's name server.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LinkDomains {
-    /// Names under these are asked there and nowhere else.
+    /// Names under these are asked there and nowhere else. A large cluster has more namespaces than such a resolver has room for:
+    /// what matters most comes first.
     pub routing: Vec<String>,
     /// These complete single labels.
     pub search: Vec<String>,
 }
 
 impl PolicyConfig {
-    /// The domains, without duplicates, each list sorted.
+    /// The domains, without duplicates. Behind those that are no namespaces and the connected namespace stand the others, sorted.
     #[must_use]
     pub fn link_domains(&self) -> LinkDomains {
         let domain = self.domain().to_string().trim_end_matches('.').to_owned();
@@ -28,13 +29,15 @@ impl PolicyConfig {
         let excluded = |namespace: &&String| {
             self.exclude_suffixes.iter().any(|name| name.to_string().trim_end_matches('.') == namespace.as_str())
         };
-        let mut routing: BTreeSet<String> = [domain.clone(), "svc".into(), "pod".into()].into();
-        routing.extend(namespaces.iter().filter(|namespace| !excluded(namespace)).cloned());
-        routing.extend(self.include_suffixes.iter().map(|name| name.to_string().trim_end_matches('.').to_owned()));
-        routing.extend(self.subnets.iter().chain(&self.virtual_subnets).flat_map(reverse_zones));
+        let mut first: BTreeSet<String> = [domain.clone(), "svc".into(), "pod".into()].into();
+        first.extend(self.include_suffixes.iter().map(|name| name.to_string().trim_end_matches('.').to_owned()));
+        first.extend(self.subnets.iter().chain(&self.virtual_subnets).flat_map(reverse_zones));
         let connected = self.connected_namespace.as_ref();
+        first.extend(connected.filter(|name| namespaces.contains(*name) && !excluded(name)).cloned());
+        let mut routing: Vec<String> = first.iter().cloned().collect();
+        routing.extend(namespaces.iter().filter(|name| !excluded(name) && !first.contains(*name)).cloned());
         let search = connected.map(|namespace| format!("{namespace}.svc.{domain}")).into_iter().collect();
-        LinkDomains { routing: routing.into_iter().collect(), search }
+        LinkDomains { routing, search }
     }
 }
 
@@ -83,6 +86,20 @@ mod tests {
         assert!(domains.routing.iter().any(|domain| domain.ends_with("6.9.0.0.0.1.d.f.ip6.arpa")));
         assert!(!domains.routing.contains(&"com".into()), "a top-level domain must not be taken from the internet");
         assert_eq!(domains.search, ["emojivoto.svc.cluster.local"]);
+    }
+
+    #[test]
+    fn of_many_namespaces_the_others_come_last() {
+        let mut config = config();
+        config.namespaces.extend((0..2000).map(|n| format!("a{n:04}")));
+        config.include_suffixes = ["corp.example".parse().unwrap()].into();
+        let domains = config.link_domains();
+        let first = &domains.routing[..20];
+        for name in ["cluster.local", "svc", "pod", "corp.example", "emojivoto", "246.246.in-addr.arpa"] {
+            assert!(first.iter().any(|domain| domain == name), "{name}: {first:?}");
+        }
+        let all: BTreeSet<&String> = domains.routing.iter().collect();
+        assert_eq!((all.len(), domains.routing.len()), (2009, 2009));
     }
 
     #[test]

@@ -242,6 +242,27 @@ pub(crate) fn told(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// A cluster with a thousand namespaces: it has room for fewer, and what comes first is what it is told.
+pub(crate) fn many(world: &World) -> Result<()> {
+    let running = Running::start()?;
+    let mut many = plan();
+    if let Some(link) = &mut many.resolver {
+        let namespaces = (link.routing_domains.len()..Plan::MAX_DOMAINS).map(|n| format!("namespace-{n}"));
+        link.routing_domains.extend(namespaces);
+    }
+    let mut host = LinuxHost::new(Slot::FIRST).with_bus(BUS);
+    until("it was told", || Ok(world.block_on(host.apply(&many))?.resolved))?;
+    let handover = world.block_on(host.apply(&many))?;
+    let (_names, mut tasks) = serve(world, handover.device, handover.vnet_hdr)?;
+    for name in ["web-app.emojivoto", "a.b.cluster.local", "web.namespace-2", "web.namespace-100"] {
+        until(name, || Ok(ask(name)? == Some(ANSWER)))?;
+    }
+    drop(host);
+    world.block_on(tasks.shutdown());
+    drop(running);
+    Ok(())
+}
+
 /// Without a bus, and with one where nobody is.
 pub(crate) fn absent(world: &World) -> Result<()> {
     let start = Instant::now();

@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// It hears of a new device a little later than this process.
 const RETRIES: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(50);
+/// Every version takes so many domains of a link.
+const FEW: usize = 32;
 
 /// What systemd-resolved was told.
 #[derive(Debug, Default)]
@@ -145,7 +147,7 @@ async fn set(connection: &Connection, device: u32, link: &ResolverLink, ipv6: bo
             other => break other?,
         }
     }
-    call(connection, "SetLinkDomains", &(device, domains(link))).await?;
+    tell_domains(connection, device, &domains(link)).await?;
     // Everything else stays with the servers that it has.
     call(connection, "SetLinkDefaultRoute", &(device, false)).await?;
     // Nobody but tpx is on this link: no multicast, and no signatures or encryption where the tunnel is the protection.
@@ -155,6 +157,23 @@ async fn set(connection: &Connection, device: u32, link: &ResolverLink, ipv6: bo
         }
     }
     Ok(())
+}
+
+/// Tells it as many domains as it takes, which depends on its version: a cluster may have more namespaces. What matters most
+/// comes first; the names of the others are answered to those who ask port 53 themselves.
+async fn tell_domains(connection: &Connection, device: i32, domains: &[(&str, bool)]) -> Result<(), Untold> {
+    let mut count = domains.len();
+    loop {
+        match call(connection, "SetLinkDomains", &(device, domains.get(..count).unwrap_or(domains))).await {
+            Err(Untold::Call(zbus::Error::MethodError(..))) if count > FEW => count /= 2,
+            told => {
+                if told.is_ok() && count < domains.len() {
+                    tracing::info!("systemd-resolved has room for {count} of {} domains", domains.len());
+                }
+                return told;
+            }
+        }
+    }
 }
 
 async fn call<B>(connection: &Connection, method: &str, body: &B) -> Result<(), Untold>
