@@ -4,6 +4,7 @@ use std::{env, net::IpAddr, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use kube::Client;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -31,6 +32,10 @@ fn main() -> anyhow::Result<()> {
     }
     let filter = EnvFilter::try_from_env("TPX_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_target(false).init();
+    // One socket a stream: the soft limit, which container runtimes may leave at 1,024, is soon reached.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).ok();
+    }
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run())
 }

@@ -15,7 +15,7 @@ pub struct Settings {
     pub frame: u32,
     /// Bytes of one stream that may wait for the carrier in the sending process.
     pub send_buffer: usize,
-    /// Streams that may be open at once.
+    /// Streams that may be open at once: more than a process may have files, so that these are what runs out.
     pub streams: u32,
     /// How often to ask whether the other end is alive.
     pub heartbeat: Duration,
@@ -30,7 +30,7 @@ impl Default for Settings {
             connection_window: 64 << 20,
             frame: (56 << 10) - 64,
             send_buffer: 256 << 10,
-            streams: 16_384,
+            streams: 65_536,
             heartbeat: Duration::from_secs(3),
             patience: Duration::from_secs(6),
         }
