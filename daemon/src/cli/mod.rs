@@ -78,7 +78,7 @@ enum Command {
     /// Returns when the datapath carries traffic: services by name, pods and services by address, for every process of
     /// this machine. With `-- CMD` it runs CMD, leaves when CMD ends, and exits with CMD's code.
     #[command(after_help = connect::EXAMPLES)]
-    Connect(ConnectArgs),
+    Connect(Box<ConnectArgs>),
     /// Show what is connected, and how
     Status,
     /// Leave the cluster; nothing stays behind
@@ -234,7 +234,7 @@ fn run(cli: Cli, out: &output::Output) -> Result<ExitCode, Failure> {
     };
     log(Config::from(file.layer.clone()).log_cli.value);
     match cli.command {
-        Command::Connect(args) => connect::run(out, &name, file, args),
+        Command::Connect(args) => connect::run(out, &name, file, *args),
         Command::Status => simple::status(out, &name),
         Command::Quit => simple::quit(out, &name),
         Command::Version => simple::version(out, &name),

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     cases::{fails, ok, to, to6},
-    lab::{Lab, OWNER, Process, SOON, active, app, cgroup, eventually},
+    lab::{Lab, OWNER, Process, active, app, cgroup, eventually},
 };
 
 /// The calls that change the host or are seen by others, and how many of each a session may die at.
