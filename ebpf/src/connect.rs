@@ -7,26 +7,34 @@ use tpx_ebpf_abi::{Counter, Road, Rule, decide, slot, v4_in};
 use crate::{
     datagrams,
     maps::{BOUND, DATAGRAM_PORT, RULES4, RULES6, VIRTUAL4, VIRTUAL6, count, is_tree, member_mark, steer_mark},
-    names, owner,
-    policy::{self, Outcome},
-    sys::{Call, found, mapped},
+    names, owner, policy,
+    sys::{Call, found, mapped, refuse},
 };
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
-    call.end4(towards4(&call, call.ip4()))
+    let ip = call.ip4();
+    if let Some(errno) = policy::denied4(&call, ip) {
+        return refuse(errno);
+    }
+    call.put4(towards4(&call, ip));
+    1
 }
 
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
     let ip = call.ip6();
-    let outcome = match v4_in(&ip) {
+    if let Some(errno) = policy::denied6(&call, ip) {
+        return refuse(errno);
+    }
+    let other = match v4_in(&ip) {
         Some(v4) => towards4(&call, v4).map(mapped),
         None => towards6(&call, ip),
     };
-    call.end6(outcome)
+    call.put6(other);
+    1
 }
 
 /// The most specific rule for an IPv4 address.
@@ -41,23 +49,11 @@ pub(crate) fn rule6(ip: [u8; 16]) -> Option<Rule> {
     RULES6.get(Key::new(128, ip)).copied()
 }
 
-/// Acts on the socket; says where to connect to instead.
+/// Acts on the socket; returns the address and port to connect to instead.
 #[inline(always)]
-fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Outcome<[u8; 4]> {
+fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
     let own = names::own4(call, ip);
-    let road = decide(call.kind(), call.port(), own.is_some(), rule4(ip));
-    if road.enters()
-        && let Some(errno) = policy::denied4(call, ip)
-    {
-        return Outcome::Denied(errno);
-    }
-    follow4(call, ip, own, road).into()
-}
-
-/// Returns the address and port to connect to instead.
-#[inline(always)]
-fn follow4(call: &Call<'_>, ip: [u8; 4], own: Option<[u8; 4]>, road: Road) -> Option<([u8; 4], u16)> {
-    match road {
+    match decide(call.kind(), call.port(), own.is_some(), rule4(ip)) {
         Road::Steer if steer(call) => None,
         Road::Translate if steer(call) => {
             // One that the listener would not be given keeps its virtual address: then the daemon translates it.
@@ -76,21 +72,9 @@ fn follow4(call: &Call<'_>, ip: [u8; 4], own: Option<[u8; 4]>, road: Road) -> Op
 
 /// As [`towards4`].
 #[inline(always)]
-fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Outcome<[u8; 16]> {
+fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
     let own = names::own6(call, ip);
-    let road = decide(call.kind(), call.port(), own.is_some(), rule6(ip));
-    if road.enters()
-        && let Some(errno) = policy::denied6(call, ip)
-    {
-        return Outcome::Denied(errno);
-    }
-    follow6(call, ip, own, road).into()
-}
-
-/// As [`follow4`].
-#[inline(always)]
-fn follow6(call: &Call<'_>, ip: [u8; 16], own: Option<[u8; 16]>, road: Road) -> Option<([u8; 16], u16)> {
-    match road {
+    match decide(call.kind(), call.port(), own.is_some(), rule6(ip)) {
         Road::Steer if steer(call) => None,
         Road::Translate if steer(call) => {
             let real = found(VIRTUAL6.get_ptr(ip)).filter(|real| rule6(*real).is_some_and(Rule::accepts));

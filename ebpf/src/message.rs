@@ -7,26 +7,34 @@ use crate::{
     connect::{join, rule4, rule6},
     datagrams,
     maps::{DATAGRAM_PORT, REAL4, REAL6, count, steer_mark},
-    names,
-    policy::{self, Outcome},
-    sys::{Call, found, mapped},
+    names, policy,
+    sys::{Call, found, mapped, refuse},
 };
 
 #[cgroup_sock_addr(sendmsg4)]
 pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
-    call.end4(towards4(&call, call.ip4()))
+    let ip = call.ip4();
+    if let Some(errno) = policy::denied4(&call, ip) {
+        return refuse(errno);
+    }
+    call.put4(towards4(&call, ip));
+    1
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     let call = Call(&ctx);
     let ip = call.ip6();
-    let outcome = match v4_in(&ip) {
+    if let Some(errno) = policy::denied6(&call, ip) {
+        return refuse(errno);
+    }
+    let other = match v4_in(&ip) {
         Some(v4) => towards4(&call, v4).map(mapped),
         None => towards6(&call, ip),
     };
-    call.end6(outcome)
+    call.put6(other);
+    1
 }
 
 #[cgroup_sock_addr(recvmsg4)]
@@ -65,44 +73,30 @@ pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 /// Where a datagram goes instead.
 #[inline(always)]
-fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Outcome<[u8; 4]> {
+fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
     let own = names::own4(call, ip);
-    let road = decide(call.kind(), call.port(), own.is_some(), rule4(ip));
-    if road.enters()
-        && let Some(errno) = policy::denied4(call, ip)
-    {
-        return Outcome::Denied(errno);
-    }
-    let other = match road {
-        Road::Name if names::may_exchange(call) => own.map(|own| (own, slot::DNS_PORT)),
-        Road::Encode => datagrams::encode4(call, ip).map(|ip| (ip, DATAGRAM_PORT.load())),
+    match decide(call.kind(), call.port(), own.is_some(), rule4(ip)) {
+        Road::Name if names::may_exchange(call) => Some((own?, slot::DNS_PORT)),
+        Road::Encode => Some((datagrams::encode4(call, ip)?, DATAGRAM_PORT.load())),
         _ => {
             join(call);
             None
         }
-    };
-    other.into()
+    }
 }
 
 /// As [`towards4`].
 #[inline(always)]
-fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Outcome<[u8; 16]> {
+fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
     let own = names::own6(call, ip);
-    let road = decide(call.kind(), call.port(), own.is_some(), rule6(ip));
-    if road.enters()
-        && let Some(errno) = policy::denied6(call, ip)
-    {
-        return Outcome::Denied(errno);
-    }
-    let other = match road {
-        Road::Name if names::may_exchange(call) => own.map(|own| (own, slot::DNS_PORT)),
-        Road::Encode => datagrams::encode6(call, ip).map(|ip| (ip, DATAGRAM_PORT.load())),
+    match decide(call.kind(), call.port(), own.is_some(), rule6(ip)) {
+        Road::Name if names::may_exchange(call) => Some((own?, slot::DNS_PORT)),
+        Road::Encode => Some((datagrams::encode6(call, ip)?, DATAGRAM_PORT.load())),
         _ => {
             join(call);
             None
         }
-    };
-    other.into()
+    }
 }
 
 /// Whom the address of a call stands for.

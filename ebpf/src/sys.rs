@@ -20,9 +20,8 @@ use tpx_ebpf_abi::{
 };
 
 pub(crate) use self::frame::{ETHERNET, Frame, Route};
-use crate::{
-    maps::{BYPASS, NETNS_COOKIE, PID_DEVICE, PID_INODE, PIDS, RETVAL, count, member_mark, own_slot, reinject_mark},
-    policy::Outcome,
+use crate::maps::{
+    BYPASS, NETNS_COOKIE, PID_DEVICE, PID_INODE, PIDS, RETVAL, count, member_mark, own_slot, reinject_mark,
 };
 
 const AF_INET: u32 = 2;
@@ -130,32 +129,6 @@ impl Call<'_> {
         if let Some((ip, port)) = other {
             self.set_ip6(ip);
             self.set_port(port);
-        }
-    }
-
-    /// Lets the call go on as `outcome` says; what the program returns.
-    #[inline(always)]
-    pub(crate) fn end4(&self, outcome: Outcome<[u8; 4]>) -> i32 {
-        match outcome {
-            Outcome::Same => 1,
-            Outcome::Other(ip, port) => {
-                self.put4(Some((ip, port)));
-                1
-            }
-            Outcome::Denied(errno) => refuse(errno),
-        }
-    }
-
-    /// As [`end4`](Self::end4).
-    #[inline(always)]
-    pub(crate) fn end6(&self, outcome: Outcome<[u8; 16]>) -> i32 {
-        match outcome {
-            Outcome::Same => 1,
-            Outcome::Other(ip, port) => {
-                self.put6(Some((ip, port)));
-                1
-            }
-            Outcome::Denied(errno) => refuse(errno),
         }
     }
 
@@ -311,7 +284,7 @@ impl NewSocket<'_> {
 /// Ends the call with an error; what the program returns. On a kernel without the helper, which the verifier then does not
 /// get to see, the error is EPERM.
 #[inline(always)]
-fn refuse(errno: u32) -> i32 {
+pub(crate) fn refuse(errno: u32) -> i32 {
     if RETVAL.load() != 0 {
         // SAFETY: the helper takes a number.
         unsafe { bpf_set_retval(-(errno as i32)) };
@@ -322,13 +295,17 @@ fn refuse(errno: u32) -> i32 {
 /// Who makes this call, which has to be in a hook that runs inside it.
 #[inline(always)]
 pub(crate) fn caller() -> Option<Owner> {
-    let mut owner = Owner { pid: pid()?, ..Owner::default() };
-    // SAFETY: the helpers take nothing, and room for as many bytes as they are told.
+    let pid = pid()?;
+    // Zeros would be filled in in a loop, which needs CAP_PERFMON.
+    let mut owner = MaybeUninit::<Owner>::uninit();
+    let o = owner.as_mut_ptr();
+    // SAFETY: the helpers take nothing, or room for as many bytes as they are told; all fields are written.
     unsafe {
-        owner.uid = bpf_get_current_uid_gid() as u32;
-        bpf_get_current_comm((&raw mut owner.comm).cast(), size_of_val(&owner.comm) as u32);
+        (*o).pid = pid;
+        (*o).uid = bpf_get_current_uid_gid() as u32;
+        bpf_get_current_comm((&raw mut (*o).comm).cast(), size_of_val(&(*o).comm) as u32);
+        Some(owner.assume_init())
     }
-    Some(owner)
 }
 
 /// The number of the process that makes this call, as the daemon knows it. The verifier knows the loader's choice and does
