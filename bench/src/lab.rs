@@ -64,7 +64,12 @@ impl Lab {
 
     /// Runs a program to its end and returns what it prints.
     pub(crate) fn run(&self, part: Part, words: &[&str]) -> Result<String> {
-        finish(&mut self.command(part, DEVELOPER, words), LIMIT)
+        self.run_within(LIMIT, part, words)
+    }
+
+    /// The same for what may take longer.
+    pub(crate) fn run_within(&self, limit: Duration, part: Part, words: &[&str]) -> Result<String> {
+        finish(&mut self.command(part, DEVELOPER, words), limit)
     }
 
     /// Runs the load client and returns what it saw.
@@ -96,7 +101,7 @@ impl Lab {
                 say.send(line).ok();
             }
         });
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + LIMIT;
         loop {
             match hear.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {

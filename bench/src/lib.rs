@@ -1,4 +1,5 @@
-//! What the two programs of the bench share: what a load client says, and the arithmetic on it.
+//! What the programs of the bench share: what a load client says, and the arithmetic on it.
 
+pub mod files;
 pub mod said;
 pub mod stats;

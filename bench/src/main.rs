@@ -1,9 +1,12 @@
 //! `cargo xtask bench`, after everything is built and the lab is up: tpx by each of its datapaths next to `kubectl
 //! port-forward` and to a direct connection, the datapaths alone next to plain loopback, and tpx's name server next to
-//! dnsmasq, in one run, interleaved round by round.
+//! dnsmasq, in one run, interleaved round by round; then what large numbers cost.
 
 mod bare;
 mod conditions;
+mod crowd;
+mod flows;
+mod full;
 mod grid;
 mod lab;
 mod names;

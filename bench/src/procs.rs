@@ -113,7 +113,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 /// `Name:   123 kB`.
-fn kib(text: &str, field: &str) -> Option<u64> {
+pub(crate) fn kib(text: &str, field: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
 }

@@ -7,6 +7,8 @@ use comfy_table::{CellAlignment, Table};
 use tpx_bench::stats::median;
 
 use crate::bare::{self, Way};
+use crate::flows::PerFlow;
+use crate::full;
 use crate::grid::middle;
 use crate::names;
 use crate::procs::Memory;
@@ -15,7 +17,9 @@ use crate::report::{Goal, Metric, Report, Road};
 /// For a terminal.
 pub(crate) fn text(report: &Report) -> String {
     let mut text = String::new();
-    for mut table in [numbers(report), alone(report), named(report), cpu(report), memory(report), goals(report)] {
+    let large = [full(report), per_flow(report), crowd(report)];
+    let tables = [numbers(report), alone(report), named(report), cpu(report), memory(report)];
+    for mut table in tables.into_iter().chain(large).chain([goals(report)]) {
         text += &format!("{}\n\n", trimmed(table.load_preset(NOTHING)));
     }
     for failure in failures(report) {
@@ -64,6 +68,11 @@ pub(crate) fn markdown(report: &Report) -> String {
              in it; what the cluster's processes do anyway is.\n\n";
     text += &section("Memory of tpx, MiB", memory(report));
     text += "![](memory.svg)\n\n";
+    text += &section("Many rules and flows", full(report));
+    text += "The datapath alone, as above; flows beyond the files that a process may have are UDP's. What is timed goes to an              address of its own.\n\n";
+    text += &section("Memory of an open flow, KiB", per_flow(report));
+    text += "TCP connections through the whole road that do nothing. The kernel's part is that of all ends, which are on              this machine: the client's socket and the user daemon's on the laptop, the manager's and the pod's.\n\n";
+    text += &section("A large cluster", crowd(report));
     text += &section("Goals", goals(report));
     if !report.failures.is_empty() {
         text += "## Failures\n\n";
@@ -194,6 +203,47 @@ fn memory(report: &Report) -> Table {
         let ([a, b, c], [d, e, f]) = (three(daemon.idle), three(daemon.loaded));
         let cpu = daemon.idle_cpu.map_or_else(String::new, |part| format!("{:.1}", part * 100.0));
         table.add_row([daemon.title(), a, b, c, d, e, f, cpu]);
+    }
+    right(&mut table, 1);
+    table
+}
+
+fn full(report: &Report) -> Table {
+    let mut titles: Vec<String> = vec!["many rules and flows".into(), String::new()];
+    titles.extend(full::Table::ALL.map(full::Table::title));
+    titles.push("full / empty".into());
+    let mut table = table(titles);
+    for metric in full::Metric::ALL {
+        let (title, unit) = metric.title();
+        let mut row = vec![title.to_owned(), unit.to_owned()];
+        row.extend(full::Table::ALL.map(|way| number(middle(&report.full, way, metric))));
+        row.push(spread(Some(&full::ratio(&report.full, metric))));
+        table.add_row(row);
+    }
+    right(&mut table, 2);
+    table
+}
+
+fn per_flow(report: &Report) -> Table {
+    let mut table = table(["an open flow holds", "KiB", "of flows", "opened per second"].map(str::to_owned));
+    for PerFlow { flows, seconds, kib } in &report.per_flow {
+        for (who, kib) in kib {
+            let rate = number(Some(*flows as f64 / seconds));
+            table.add_row([who.clone(), number(Some(*kib)), flows.to_string(), rate]);
+        }
+    }
+    right(&mut table, 1);
+    table
+}
+
+fn crowd(report: &Report) -> Table {
+    let titles = ["tpx connect in a large cluster", "until ready, s", "until first byte, s", "times", "filled in, s"];
+    let mut table = table(titles.map(str::to_owned));
+    for crowd in &report.crowd {
+        let what = format!("{} namespaces, {} services", crowd.filled.namespaces, crowd.filled.services);
+        let times = crowd.colds.len().to_string();
+        let filled = number(Some(crowd.filled.seconds));
+        table.add_row([what, number(crowd.ready()), number(crowd.first_byte()), times, filled]);
     }
     right(&mut table, 1);
     table

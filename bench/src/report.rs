@@ -7,6 +7,9 @@ use tpx_bench::stats::{median, ratios};
 
 use crate::bare;
 use crate::conditions::Conditions;
+use crate::crowd::{self, Crowd};
+use crate::flows::PerFlow;
+use crate::full;
 use crate::grid::Row;
 use crate::names;
 use crate::procs::{Memory, Process};
@@ -187,6 +190,12 @@ pub(crate) struct Report {
     pub(crate) bare: Vec<Row<bare::Way, bare::Metric>>,
     /// Names; times in microseconds.
     pub(crate) names: Vec<Row<Road, names::Metric>>,
+    /// Many rules and flows.
+    pub(crate) full: Vec<Row<full::Table, full::Metric>>,
+    /// What an open flow holds.
+    pub(crate) per_flow: Option<PerFlow>,
+    /// Connecting to a large cluster.
+    pub(crate) crowd: Option<Crowd>,
 }
 
 /// What the rounds left, before anything is concluded.
@@ -195,6 +204,9 @@ pub(crate) struct Raw {
     pub(crate) rounds: Vec<Round>,
     pub(crate) bare: Vec<Row<bare::Way, bare::Metric>>,
     pub(crate) names: Vec<Row<Road, names::Metric>>,
+    pub(crate) full: Vec<Row<full::Table, full::Metric>>,
+    pub(crate) per_flow: Option<PerFlow>,
+    pub(crate) crowd: Option<Crowd>,
     pub(crate) daemons: Vec<Daemon>,
     pub(crate) failures: Vec<Failure>,
     pub(crate) processes: BTreeMap<Road, Vec<Process>>,
@@ -202,7 +214,7 @@ pub(crate) struct Raw {
 
 impl Report {
     pub(crate) fn new(conditions: Conditions, raw: Raw) -> Report {
-        let Raw { rounds, bare, names, daemons, failures, processes } = raw;
+        let Raw { rounds, bare, names, full, per_flow, crowd, daemons, failures, processes } = raw;
         let compared = COMPARED.map(|(over, under)| {
             let of = |metric| ratios(&column(&rounds, over, metric), &column(&rounds, under, metric));
             let all = Metric::ALL.into_iter().map(|metric| (metric, of(metric))).filter(|(_, all)| !all.is_empty());
@@ -215,9 +227,24 @@ impl Report {
                 (road, Metric::ALL.into_iter().filter_map(|metric| Some((metric, of(metric)?))).collect())
             })
             .collect();
-        let goals = [goals(&compared, &daemons), bare::goals(&bare), names::goals(&names)].concat();
+        let large = [full::goals(&full), crowd::goals(crowd.as_ref())].concat();
+        let goals = [goals(&compared, &daemons), bare::goals(&bare), names::goals(&names), large].concat();
         let ratios = compared.into();
-        Report { conditions, medians, ratios, goals, daemons, failures, processes, rounds, bare, names }
+        Report {
+            conditions,
+            medians,
+            ratios,
+            goals,
+            daemons,
+            failures,
+            processes,
+            rounds,
+            bare,
+            names,
+            full,
+            per_flow,
+            crowd,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::lab::{Background, Lab, Part};
 use crate::procs::{Finder, Process};
 use crate::report::{Daemon, Failure, Metric, Raw, Road, Round, Seen};
 use crate::roads::{self, Ends, Forwards};
-use crate::{bare, names};
+use crate::{bare, crowd, flows, full, names};
 
 /// How much is measured.
 #[derive(Clone, Copy)]
@@ -92,6 +92,12 @@ pub(crate) fn run(lab: &Lab, amount: Amount, interrupted: &Arc<AtomicBool>) -> R
         (run.round, run.log.round) = (round, round);
         run.one_round()?;
     }
+    run.round = 0;
+    run.log.round = 0;
+    eprintln!("open flows");
+    run.flows()?;
+    eprintln!("a large cluster");
+    run.raw.crowd = crowd::measure(lab, &run.finder, &mut run.log)?;
     Ok(Raw { failures: run.log.failures, ..run.raw })
 }
 
@@ -155,7 +161,19 @@ impl Run<'_> {
         self.raw.names.push(names);
         let bare = bare::round(self.lab, &self.amount, self.round, &mut self.log)?;
         self.raw.bare.push(bare);
+        self.raw.full.push(full::round(self.lab, &self.amount, self.round, &mut self.log)?);
         Ok(())
+    }
+
+    /// What an open flow holds, of a daemon that has just begun.
+    fn flows(&mut self) -> Result<()> {
+        self.log.go_on()?;
+        let (lab, title) = (self.lab, Road::Tpx.title());
+        if let Some(own) = self.connect(Road::Tpx, &mut Seen::default()) {
+            self.raw.per_flow = self.log.try_on(title, "open flows", || flows::measure(lab, &own));
+        }
+        self.log.try_on(title, "tpx quit", || lab.run(Part::Laptop, &["tpx", "quit"]));
+        self.log.go_on()
     }
 
     /// From nothing to the first byte.

@@ -67,6 +67,44 @@ pub struct Cold {
     pub first_byte: f64,
 }
 
+/// Flows that were opened and stay open, each proved by a byte that came back.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    /// TCP connections.
+    pub connections: usize,
+    /// UDP associations.
+    pub associations: usize,
+    /// How long it took to open them, in seconds.
+    pub seconds: f64,
+}
+
+impl Held {
+    /// All of them.
+    pub fn flows(&self) -> usize {
+        self.connections + self.associations
+    }
+}
+
+/// What connect() costs where nothing is steered.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Touched {
+    /// Calls that were timed.
+    pub count: usize,
+    /// Mean time of one, in nanoseconds.
+    pub nanoseconds: f64,
+}
+
+/// A cluster that was made large.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Populated {
+    /// Namespaces that are there now.
+    pub namespaces: usize,
+    /// Services that are there now.
+    pub services: usize,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
 /// Datagrams that ask for an answer each: questions to a name server, or echoes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Asked {

@@ -39,7 +39,7 @@ pub(crate) fn run(lab: &Lab, options: &Options) -> Result<()> {
     setup::all()?;
     build_programs(&["tpx", "tpx-rootd", "tpx-bench"])?;
     image::build()?;
-    ensure!(elevate::visibly(&["lab", "up", "--name", &lab.name])?, "the lab is not up");
+    ensure!(elevate::visibly(&["lab", "up", "--second", "--name", &lab.name])?, "the lab is not up");
     dup2_stdout(&stdout)?;
 
     let out = options.out.clone().unwrap_or_else(|| paths::target().join("bench"));

@@ -21,6 +21,9 @@ pub(super) enum Road {
         /// The datapath, instead of what tpx chooses
         #[arg(long)]
         datapath: Option<String>,
+        /// kubeconfig's context, instead of the current one
+        #[arg(long)]
+        context: Option<String>,
     },
     /// `kubectl get pods`, `kubectl port-forward`, then the page; ends the port-forward
     Kubectl,
@@ -28,15 +31,16 @@ pub(super) enum Road {
 
 pub(super) fn run(road: &Road) -> Result<Cold> {
     match road {
-        Road::Tpx { datapath } => tpx(datapath.as_deref()),
+        Road::Tpx { datapath, context } => tpx(datapath.as_deref(), context.as_deref()),
         Road::Kubectl => kubectl(),
     }
 }
 
-fn tpx(datapath: Option<&str>) -> Result<Cold> {
+fn tpx(datapath: Option<&str>, context: Option<&str>) -> Result<Cold> {
     let begin = Instant::now();
     let datapath = datapath.map(|datapath| format!("--datapath={datapath}"));
-    done(Command::new("tpx").arg("connect").args(datapath))?;
+    let context = context.map(|context| format!("--context={context}"));
+    done(Command::new("tpx").arg("connect").args(datapath).args(context))?;
     let ready = begin.elapsed().as_secs_f64();
     let name = format!("{SERVICE}.{NAMESPACE}:80");
     let mut addresses = name.to_socket_addrs().with_context(|| format!("no address for {name}"))?;

@@ -6,6 +6,7 @@ mod ask;
 mod bulk;
 mod cold;
 mod connects;
+mod hold;
 mod ping;
 mod stream;
 
@@ -85,6 +86,26 @@ enum Command {
         #[command(flatten)]
         amount: ask::Amount,
     },
+    /// Open flows, say so, and keep them until ended
+    Hold {
+        /// Echoes; the flows are spread over them
+        #[arg(required = true)]
+        addresses: Vec<SocketAddr>,
+        /// TCP connections
+        #[arg(long, default_value_t = 0)]
+        connections: usize,
+        /// UDP associations
+        #[arg(long, default_value_t = 0)]
+        associations: usize,
+    },
+    /// What connect() itself costs, of a datagram socket
+    Touch {
+        /// To where
+        address: SocketAddr,
+        /// For how long, in seconds
+        #[arg(long, default_value_t = 0.5)]
+        seconds: f64,
+    },
     /// From nothing to the first byte of http://web-app.emojivoto/
     #[command(subcommand)]
     Cold(cold::Road),
@@ -124,6 +145,8 @@ fn run() -> Result<()> {
         Command::Connects { address, at_once, seconds, most } => {
             print(&connects::run(address, at_once, seconds, most)?)
         }
+        Command::Hold { addresses, connections, associations } => hold::run(&addresses, connections, associations),
+        Command::Touch { address, seconds } => print(&hold::touch(address, seconds)?),
         Command::Cold(road) => print(&cold::run(&road)?),
     }
 }

@@ -1,10 +1,12 @@
 //! The user daemon's part: a plan, and what arrives because of it.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tpx_core::plan::{Plan, Road};
@@ -18,15 +20,20 @@ use crate::{ready, serve};
 
 /// A subnet that nothing in the lab has.
 const STEERED: &str = "10.99.0.0/16";
+/// Where the other rules begin.
+const OTHERS: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 0);
 /// Longer than anything takes that works.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Serves what comes by `road` until dropped.
-pub(super) async fn serve(road: Road) -> Result<()> {
+/// Serves what comes by `road` until dropped, with so many `rules` beside the one that matters.
+pub(super) async fn serve(road: Road, rules: u16) -> Result<()> {
     let socket = PathBuf::from(format!("/run/tpx-road-{}.sock", std::process::id()));
     let mut rootd = rootd(&socket)?;
     let mut host = connect(&socket, &mut rootd).await?;
-    let plan = Plan { road, steer: vec![STEERED.parse()?], ..Plan::default() };
+    let mut plan = Plan { road, steer: vec![STEERED.parse()?], ..Plan::default() };
+    // Every other address: no two of them make a wider subnet.
+    let other = (0..u32::from(rules)).map(|n| IpAddr::from(Ipv4Addr::from(u32::from(OTHERS) + 2 * n)));
+    plan.steer.extend(other.map(IpNet::from));
     let Handover { device, vnet_hdr, mtu, express, .. } = host.apply(&plan).await?;
     let floor = Floor::new(Tun::new(device, vnet_hdr)?, u16::try_from(mtu)?);
     let mut roads = JoinSet::new();

@@ -21,6 +21,9 @@ use tokio::task::JoinSet;
 struct Cli {
     /// By which road
     road: Road,
+    /// Steer so many other addresses as well
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=16_000))]
+    rules: u16,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -34,7 +37,7 @@ enum Road {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().road) {
+    match run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -43,10 +46,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(road: Road) -> Result<()> {
+fn run(&Cli { road, rules }: &Cli) -> Result<()> {
     ensure!(std::env::var_os("TPX_LAB").is_some(), "this is not the lab's laptop");
     // As the user daemon does.
     tpx_datapath::linux::return_large_blocks();
+    tpx_bench::files::allow_all();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut ends = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
@@ -54,8 +58,8 @@ fn run(road: Road) -> Result<()> {
         let served = async {
             match road {
                 Road::Loopback => loopback().await,
-                Road::Express => datapath::serve(tpx_core::plan::Road::Express).await,
-                Road::Floor => datapath::serve(tpx_core::plan::Road::Tun).await,
+                Road::Express => datapath::serve(tpx_core::plan::Road::Express, rules).await,
+                Road::Floor => datapath::serve(tpx_core::plan::Road::Tun, rules).await,
             }
         };
         tokio::select! {
