@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn a_map_has_an_id_and_its_memory() {
-        let text = "pos:\t0\nmap_type:\t1\nmax_entries:\t65536\nmap_extra:\t0x0\nmemlock:\t527360\nmap_id:\t93\nfrozen:\t0\n";
+        let text =
+            "pos:\t0\nmap_type:\t1\nmax_entries:\t65536\nmap_extra:\t0x0\nmemlock:\t527360\nmap_id:\t93\nfrozen:\t0\n";
         assert_eq!(map(text), Some((93, 527_360)));
         assert_eq!(map("pos:\t0\nflags:\t02000002\n"), None);
     }

@@ -8,9 +8,9 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_SOCK_OPS_TCP_CONNECT_CB, bpf_pidns_info, bpf_sock},
     helpers::generated::{
-        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_netns_cookie,
-        bpf_get_ns_current_pid_tgid, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval, bpf_setsockopt,
-        bpf_skb_load_bytes, bpf_skb_load_bytes_relative,
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_get_ns_current_pid_tgid,
+        bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval, bpf_setsockopt, bpf_skb_load_bytes,
+        bpf_skb_load_bytes_relative,
     },
     maps::{HashMap, ring_buf::RingBufEntry},
     programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
@@ -296,16 +296,9 @@ pub(crate) fn refuse(errno: u32) -> i32 {
 #[inline(always)]
 pub(crate) fn caller() -> Option<Owner> {
     let pid = pid()?;
-    // Zeros would be filled in in a loop, which needs CAP_PERFMON.
-    let mut owner = MaybeUninit::<Owner>::uninit();
-    let o = owner.as_mut_ptr();
-    // SAFETY: the helpers take nothing, or room for as many bytes as they are told; all fields are written.
-    unsafe {
-        (*o).pid = pid;
-        (*o).uid = bpf_get_current_uid_gid() as u32;
-        bpf_get_current_comm((&raw mut (*o).comm).cast(), size_of_val(&(*o).comm) as u32);
-        Some(owner.assume_init())
-    }
+    // SAFETY: the helper takes nothing.
+    let uid = unsafe { bpf_get_current_uid_gid() } as u32;
+    Some(Owner { pid, uid })
 }
 
 /// The number of the process that makes this call, as the daemon knows it. The verifier knows the loader's choice and does

@@ -1,6 +1,7 @@
 //! Whose a connection is.
 
-/// What the kernel noted in `connect()`.
+/// What the kernel noted in `connect()`. Not the process's name: reading it takes CAP_PERFMON, and while the SYN is held
+/// /proc has it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Owner {
@@ -8,16 +9,6 @@ pub struct Owner {
     pub pid: u32,
     /// The user.
     pub uid: u32,
-    /// Name of the thread that called, filled up with zeros.
-    pub comm: [u8; 16],
-}
-
-impl Owner {
-    /// The name of the thread that called.
-    #[must_use]
-    pub fn thread_name(&self) -> &[u8] {
-        self.comm.split(|byte| *byte == 0).next().unwrap_or_default()
-    }
 }
 
 /// How the programs know processes, as the loader says.
@@ -38,15 +29,6 @@ mod tests {
 
     #[test]
     fn layout_has_no_padding() {
-        assert_eq!((size_of::<Owner>(), align_of::<Owner>()), (24, 4));
-    }
-
-    #[test]
-    fn names_end_at_the_first_zero_or_fill_the_field() {
-        let named = |comm: &[u8; 16]| Owner { comm: *comm, ..Owner::default() };
-        assert_eq!(named(b"curl\0\0\0\0\0\0\0\0\0\0\0\0").thread_name(), b"curl");
-        assert_eq!(named(b"curl\0left-over\0\0").thread_name(), b"curl");
-        assert_eq!(named(b"sixteen-letters!").thread_name(), b"sixteen-letters!");
-        assert_eq!(Owner::default().thread_name(), b"");
+        assert_eq!((size_of::<Owner>(), align_of::<Owner>()), (8, 4));
     }
 }

@@ -156,7 +156,7 @@ impl Knock for HeldKnock {
     }
 
     fn caller(&self) -> Option<Caller> {
-        self.owner.as_ref().map(owners::caller)
+        self.owner.as_ref().and_then(owners::caller)
     }
 
     async fn release(mut self: Box<Self>) -> io::Result<FlowStream> {

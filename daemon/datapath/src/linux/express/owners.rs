@@ -34,13 +34,10 @@ impl Owners {
     }
 }
 
-/// The caller by the name that people know: the process's. The kernel noted the thread's; it has to do when the process is
-/// gone already.
-pub(super) fn caller(owner: &Owner) -> Caller {
-    let process = fs::read_to_string(format!("/proc/{}/comm", owner.pid)).ok();
-    let name = process.map(|name| name.trim_end_matches('\n').to_owned());
-    let thread = || String::from_utf8_lossy(owner.thread_name()).into_owned();
-    Caller { pid: owner.pid, uid: owner.uid, name: name.unwrap_or_else(thread) }
+/// The caller, by the name of its process. `None` when that is gone already: whoever waits in `connect()` is not.
+pub(super) fn caller(owner: &Owner) -> Option<Caller> {
+    let name = fs::read_to_string(format!("/proc/{}/comm", owner.pid)).ok()?;
+    Some(Caller { pid: owner.pid, uid: owner.uid, name: name.trim_end_matches('\n').to_owned() })
 }
 
 #[cfg(test)]
@@ -48,12 +45,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_has_its_own_name_and_one_that_is_gone_its_threads() {
-        let comm = *b"resolver-thread\0";
+    fn a_process_has_its_own_name_while_it_lives() {
         let own = fs::read_to_string("/proc/self/comm").unwrap();
-        let here = caller(&Owner { pid: std::process::id(), uid: 7, comm });
+        let here = caller(&Owner { pid: std::process::id(), uid: 7 }).unwrap();
         assert_eq!((here.pid, here.uid, here.name.as_str()), (std::process::id(), 7, own.trim_end()));
         // No process has this number (PID_MAX_LIMIT of the kernel is 2^22).
-        assert_eq!(caller(&Owner { pid: u32::MAX, uid: 0, comm }).name, "resolver-thread");
+        assert_eq!(caller(&Owner { pid: u32::MAX, uid: 0 }), None);
     }
 }

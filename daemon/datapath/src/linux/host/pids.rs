@@ -29,11 +29,12 @@ impl PidNamespace {
     /// for in /proc.
     pub(super) fn own() -> Self {
         let Ok(found) = stat("/proc/self/ns/pid") else { return Self::NONE };
+        let allowed = |helper| matches!(is_helper_supported(ProgramType::CgroupSockAddr, helper), Ok(true));
         if found.st_ino == INITIAL {
-            return Self { kind: Pids::Initial, ..Self::NONE };
+            let kind = if allowed(BpfHelper::BPF_FUNC_get_current_pid_tgid) { Pids::Initial } else { Pids::Off };
+            return Self { kind, ..Self::NONE };
         }
-        let translates = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_get_ns_current_pid_tgid);
-        if !matches!(translates, Ok(true)) {
+        if !allowed(BpfHelper::BPF_FUNC_get_ns_current_pid_tgid) {
             return Self::NONE;
         }
         // MKDEV of linux/kdev_t.h.
