@@ -10,6 +10,7 @@ pub mod dial;
 pub mod dns;
 pub mod explain;
 pub mod plan;
+pub mod scope;
 pub mod subnets;
 pub mod syngate;
 pub mod vnat;
