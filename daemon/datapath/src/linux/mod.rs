@@ -1,6 +1,7 @@
 //! The Linux datapath.
 
 mod bypass;
+pub mod cgroup;
 pub mod express;
 mod handover;
 #[cfg(feature = "privileged")]
