@@ -34,6 +34,8 @@ pub(crate) struct Routing {
     pub inputs: Inputs,
     /// How connections enter the tunnel.
     pub road: Road,
+    /// Whose processes see the cluster.
+    pub scope: Scope,
     /// Whose names the cluster answers.
     pub wanted: Wanted,
     /// The cluster as last heard.
@@ -67,19 +69,24 @@ impl Routing {
     }
 
     fn carried_out(&self, subnets: Subnets) -> Decided {
-        let mut plan = subnets.plan(Scope::Workstation, self.road, &self.inputs.name_servers);
+        let mut plan = subnets.plan(self.scope.clone(), self.road, &self.inputs.name_servers);
         plan.protected = self.inputs.api_server.iter().copied().take(Plan::MAX_PROTECTED).collect();
+        // systemd-resolved serves everybody: it must not hear of a cluster that only some see.
+        plan.resolver = (self.scope == Scope::Workstation).then(|| self.resolver());
+        Decided { subnets: Arc::new(subnets), plan, problem: None }
+    }
+
+    fn resolver(&self) -> ResolverLink {
         let domains = self.wanted.policy(&self.facts).link_domains();
         let bounded = |mut domains: Vec<String>| {
             domains.truncate(Plan::MAX_DOMAINS);
             domains
         };
-        plan.resolver = Some(ResolverLink {
+        ResolverLink {
             servers: resolvers().to_vec(),
             routing_domains: bounded(domains.routing),
             search_domains: bounded(domains.search),
-        });
-        Decided { subnets: Arc::new(subnets), plan, problem: None }
+        }
     }
 }
 
