@@ -45,6 +45,16 @@ pub(crate) fn of(pid: u32) -> io::Result<Option<String>> {
     fs::read_to_string(format!("/proc/{pid}/cgroup")).map(|text| v2(&text))
 }
 
+/// The innermost of the scopes around a process's directory. A scope without a directory is around all.
+pub(crate) fn innermost<'a, T>(
+    process: Option<&Path>,
+    scopes: impl Iterator<Item = (T, Option<&'a Path>)>,
+) -> Option<T> {
+    let inside = |scope: &Path| process.is_some_and(|process| process.starts_with(scope));
+    let around = scopes.filter(|(_, scope)| scope.is_none_or(inside));
+    around.max_by_key(|(_, scope)| scope.map_or(0, |scope| scope.components().count())).map(|(name, _)| name)
+}
+
 /// The line of the cgroup2 tree.
 fn v2(text: &str) -> Option<String> {
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
@@ -53,6 +63,19 @@ fn v2(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_innermost_scope_counts() {
+        let path = |text: &'static str| Some(Path::new(text));
+        let scopes = [("all", None), ("outer", path("/c/a")), ("inner", path("/c/a/b")), ("other", path("/c/d"))];
+        let found = |process| innermost(path(process), scopes.into_iter());
+        assert_eq!(found("/c/a/b/x"), Some("inner"));
+        assert_eq!(found("/c/a/b"), Some("inner"));
+        assert_eq!(found("/c/a/bc"), Some("outer"));
+        assert_eq!(found("/c"), Some("all"));
+        assert_eq!(innermost(None, scopes.into_iter()), Some("all"));
+        assert_eq!(innermost(path("/c"), scopes[1..].iter().copied()), None);
+    }
 
     #[test]
     fn the_files_of_a_cgroup_are_read() {

@@ -114,13 +114,8 @@ pub(crate) fn of_process(pid: u32) -> Result<Option<String>, Failure> {
     let root = tpx_datapath::linux::cgroup::root().ok();
     let below = cgroup::of(pid).ok().flatten();
     let directory = root.zip(below).map(|(root, below)| root.join(below.trim_start_matches('/')));
-    Ok(innermost(directory.as_deref(), &statuses).map(|status| status.name.clone()))
-}
-
-fn innermost<'a>(process: Option<&Path>, statuses: &'a [Status]) -> Option<&'a Status> {
-    let inside = |scope: &Path| process.is_some_and(|process| process.starts_with(scope));
-    let around = statuses.iter().filter(|status| status.scope.cgroup().is_none_or(inside));
-    around.max_by_key(|status| status.scope.cgroup().map_or(0, |scope| scope.components().count()))
+    let scopes = statuses.iter().map(|status| (&status.name, status.scope.cgroup()));
+    Ok(cgroup::innermost(directory.as_deref(), scopes).cloned())
 }
 
 /// `tpx status` where several run and none is chosen: a line for each.
