@@ -3,6 +3,7 @@
 //! The command line parses, starts the daemons and prints; the user daemon holds the connection: Kubernetes, the
 //! tunnel, names, flows. What needs privilege is asked of `tpx-rootd`.
 
+mod cgroup;
 mod cli;
 mod config;
 mod failure;

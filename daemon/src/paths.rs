@@ -34,7 +34,8 @@ pub(crate) fn socket(name: &str) -> io::Result<PathBuf> {
     Ok(runtime_dir()?.join(format!("{name}.sock")))
 }
 
-/// The user daemon's log file; its folder is made on first use.
+/// The user daemon's log file; its folder is made on first use. Those of `tpx run` whose names were made up share one:
+/// every run would leave another.
 ///
 /// # Errors
 /// When the folder cannot be made.
@@ -48,8 +49,20 @@ pub(crate) fn log_file(name: &str) -> io::Result<PathBuf> {
     };
     let dir = state.join("tpx");
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-    Ok(dir.join(format!("{name}.log")))
+    let file = if is_made_up(name) { "run" } else { name };
+    Ok(dir.join(format!("{file}.log")))
 }
+
+/// The name of a connection that `tpx run` makes in the process `pid`, unless told otherwise.
+pub(crate) fn made_up_name(pid: u32) -> String {
+    format!("{MADE_UP}{pid}")
+}
+
+fn is_made_up(name: &str) -> bool {
+    name.strip_prefix(MADE_UP).is_some_and(|pid| pid.parse::<u32>().is_ok())
+}
+
+const MADE_UP: &str = "run-";
 
 /// Where the privileged daemon listens unless told otherwise.
 pub(crate) const ROOTD_SOCKET: &str = "/run/tpx/rootd.sock";
@@ -61,4 +74,15 @@ pub(crate) fn rootd_binary() -> PathBuf {
         .and_then(|exe| Some(exe.parent()?.join("tpx-rootd")))
         .filter(|path| path.is_file())
         .unwrap_or_else(|| PathBuf::from("tpx-rootd"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_names_are_known_again() {
+        assert!(is_made_up(&made_up_name(4711)));
+        assert!(!is_made_up("run") && !is_made_up("run-shop") && !is_made_up("default"));
+    }
 }

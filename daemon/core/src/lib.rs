@@ -12,6 +12,7 @@ pub mod dns;
 pub mod explain;
 pub mod plan;
 pub mod policy;
+pub mod scope;
 pub mod subnets;
 pub mod syngate;
 pub mod vnat;

@@ -11,7 +11,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tpx_core::config::{Config, Partial};
 
-use super::{output::Output, render, simple};
+use super::{
+    connections::{self, Used},
+    output::Output,
+    render, simple,
+};
 use crate::{
     config::{UserFile, extension, merged},
     failure::{Failure, Kind},
@@ -40,12 +44,12 @@ pub(crate) struct ViewArgs {
 }
 
 /// Runs `tpx config view`.
-pub(crate) fn view(out: &Output, name: &str, file: UserFile, args: &ViewArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn view(out: &Output, used: Option<&Used>, file: UserFile, args: &ViewArgs) -> Result<ExitCode, Failure> {
     let config = if args.client_only {
         let kubeconfig = kubeconfig_layer(args.kubeconfig.as_deref(), args.context.as_deref())?;
         merged(file.layer, kubeconfig, None)?
     } else {
-        let Some(mut client) = simple::open(name)? else {
+        let Some(mut client) = simple::open(&connections::chosen(used)?)? else {
             return Err(Failure::new(
                 Kind::NotConnected,
                 "not connected, so what the cluster pushes is not known",

@@ -1,18 +1,28 @@
 //! `tpx connect`: starts what must run, asks the user daemon to connect, and runs a command if there is one.
 
 use std::{
-    os::unix::process::ExitStatusExt as _,
+    ffi::OsString,
     process::{Command, ExitCode},
 };
 
-use tpx_core::config::{Config, Source};
+use tpx_core::{
+    config::{Config, Datapath, Source},
+    plan::Scope,
+};
 
-use super::{ConnectArgs, launch, output::Output, render, simple};
+use super::{
+    ConnectArgs, JoinArgs, child, connections, launch,
+    output::{Output, Progress},
+    render, scope, simple,
+};
 use crate::{
     config::UserFile,
     failure::{Failure, Kind},
     ipc::{ConnectParams, Reply, Request},
-    userd::status::Status,
+    userd::{
+        road,
+        status::{self, Status},
+    },
 };
 
 pub(super) const EXAMPLES: &str = "\
@@ -26,20 +36,44 @@ Examples:
   tpx connect --also-proxy 203.0.113.0/24 --never-proxy 203.0.113.128/25
   tpx connect --deny namespace:prod --deny port:25  connections there are refused
   tpx connect --datapath tun                        no eBPF program is loaded
+  tpx connect --name db --scope unit:postgresql     only that service's processes see the cluster
   tpx connect -- curl web-app.emojivoto";
 
 /// Runs `tpx connect`.
-pub(crate) fn run(out: &Output, name: &str, file: UserFile, args: ConnectArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn run(out: &Output, file: UserFile, args: ConnectArgs) -> Result<ExitCode, Failure> {
+    let ConnectArgs { join: wanted, name, scope, command } = args;
+    let scope = scope::resolve(&scope)?;
+    let progress = out.progress();
+    let status = join(wanted, file, &name, scope, &progress)?;
+    drop(progress);
+    if command.is_empty() {
+        out.result(&status, || render::connected(&status));
+        return Ok(ExitCode::SUCCESS);
+    }
+    while_connected(out, &name, &status, &command)
+}
+
+/// Joins a cluster by a user daemon of its own; returns when the datapath carries traffic.
+///
+/// # Errors
+/// Whatever stands in the way; then nothing is left behind.
+pub(super) fn join(
+    args: JoinArgs,
+    file: UserFile,
+    name: &str,
+    scope: Scope,
+    progress: &Progress,
+) -> Result<Status, Failure> {
     let settings = args.routing.layer()?.over(file.layer);
     let config = Config::from(settings.clone());
     config.check()?;
-    if let Some(mut client) = simple::open(name)? {
-        return Err(already(simple::ask_status(&mut client).ok().as_ref()));
+    if scope.is_tree() && config.datapath.value == Datapath::Tun {
+        return Err(road::no_scope(Kind::Usage, &format!("{} says tun", config.datapath.origin)));
     }
-    let progress = out.progress();
+    check_free(name, &scope)?;
     let level = &config.log_root_daemon;
     let log = (level.origin.source != Source::Default).then_some(level.value);
-    let _rootd = launch::rootd(&args.rootd_socket, log, &progress)?;
+    let _rootd = launch::rootd(&args.rootd_socket, log, progress)?;
     let mut client = launch::userd(name)?;
     let params = ConnectParams {
         namespace: args.namespace,
@@ -48,44 +82,51 @@ pub(crate) fn run(out: &Output, name: &str, file: UserFile, args: ConnectArgs) -
         mapped_namespaces: args.mapped_namespaces,
         manager_namespace: args.kube.manager_namespace,
         rootd_socket: args.rootd_socket,
+        scope,
         settings: Box::new(settings),
     };
-    let status = match client.ask(&Request::Connect(params), &mut |step| progress.step(step))? {
-        Reply::Status(status) => *status,
-        other => return Err(simple::unexpected(&other)),
-    };
-    drop(progress);
-    if args.command.is_empty() {
-        out.result(&status, || render::connected(&status));
-        return Ok(ExitCode::SUCCESS);
+    match client.ask(&Request::Connect(params), &mut |step| progress.step(step))? {
+        Reply::Status(status) => Ok(*status),
+        other => Err(simple::unexpected(&other)),
     }
-    while_connected(out, name, &status, &args.command)
 }
 
-fn while_connected(out: &Output, name: &str, status: &Status, command: &[String]) -> Result<ExitCode, Failure> {
+/// Names are unique, and so is the connection of the whole workstation.
+fn check_free(name: &str, scope: &Scope) -> Result<(), Failure> {
+    let running = connections::running()?;
+    let statuses = connections::statuses(&running);
+    let everywhere = |status: &&Status| status.scope == status::Scope::Workstation;
+    if *scope == Scope::Workstation
+        && let Some(other) = statuses.iter().find(everywhere)
+    {
+        return Err(Failure::new(
+            Kind::AlreadyConnected,
+            format!("this workstation is already connected to context {} ({})", other.kubernetes.context, other.name),
+            "run `tpx quit` first, or `tpx run -- CMD` to show another cluster to one command",
+        ));
+    }
+    if running.iter().any(|other| other == name) {
+        return Err(Failure::new(
+            Kind::AlreadyConnected,
+            format!("a connection called {name} runs already"),
+            format!("choose another name with --name, or end it with `tpx quit --use {name}`"),
+        ));
+    }
+    Ok(())
+}
+
+fn while_connected(out: &Output, name: &str, status: &Status, words: &[OsString]) -> Result<ExitCode, Failure> {
     eprintln!("{}", render::connected(status));
-    let ran = Command::new(&command[0]).args(&command[1..]).status();
-    if let Some(client) = simple::open(name)? {
-        simple::stop(out, client)?;
-    }
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
+    let ran = child::run(command);
+    simple::end(&out.progress(), name)?;
     match ran {
-        // As shells do: 128 and the signal's number.
-        Ok(status) => Ok(ExitCode::from(
-            status.code().or_else(|| status.signal().map(|n| 128 + n)).and_then(|n| u8::try_from(n).ok()).unwrap_or(1),
-        )),
-        Err(e) => Err(Failure::new(
-            Kind::Usage,
-            format!("cannot run {}: {e}", command[0]),
-            "check the command after `--`; the connection was ended",
-        )),
+        Ok(status) => Ok(ExitCode::from(child::code(status))),
+        Err(e) => {
+            let what = format!("cannot run {}: {e}", words[0].display());
+            out.failure(&Failure::new(Kind::Usage, what, "check the command after `--`; the connection was ended"));
+            Ok(ExitCode::from(child::not_started(&e)))
+        }
     }
-}
-
-fn already(status: Option<&Status>) -> Failure {
-    let to = status.map_or_else(|| "a cluster".into(), |s| format!("context {}", s.kubernetes.context));
-    Failure::new(
-        Kind::AlreadyConnected,
-        format!("already connected to {to}"),
-        "run `tpx quit` first, or `tpx status` to see it",
-    )
 }

@@ -8,7 +8,11 @@ use std::{
 
 use clap::Args;
 
-use super::{output::Output, simple};
+use super::{
+    connections::{self, Used},
+    output::Output,
+    simple,
+};
 use crate::{
     failure::{Failure, Kind},
     ipc::{Explained, NameExplanation, ProcessExplanation, Reply, Request, Target},
@@ -30,9 +34,15 @@ pub(crate) struct ExplainArgs {
 }
 
 /// Runs `tpx explain`.
-pub(crate) fn run(out: &Output, name: &str, args: &ExplainArgs) -> Result<ExitCode, Failure> {
-    let target = target(&args.target)?;
-    match simple::client(name)?.ask(&Request::Explain { target }, &mut |_| {})? {
+pub(crate) fn run(out: &Output, used: Option<&Used>, args: &ExplainArgs) -> Result<ExitCode, Failure> {
+    let mut target = target(&args.target)?;
+    let mut name = None;
+    if let Target::Process(pid, sees) = &mut target {
+        *sees = connections::of_process(*pid)?;
+        name = sees.clone().filter(|_| used.is_none());
+    }
+    let name = name.map_or_else(|| connections::chosen(used), Ok)?;
+    match simple::client(&name)?.ask(&Request::Explain { target }, &mut |_| {})? {
         Reply::Explained(explained) => out.result(&*explained, || text(&explained)),
         other => return Err(simple::unexpected(&other)),
     }
@@ -46,7 +56,10 @@ fn target(text: &str) -> Result<Target, Failure> {
     };
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        return text.parse().map(Target::Process).map_err(|_| wrong(format!("{text} is no process id")));
+        return text
+            .parse()
+            .map(|pid| Target::Process(pid, None))
+            .map_err(|_| wrong(format!("{text} is no process id")));
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(Target::Address(address.ip(), Some(address.port())));
@@ -115,10 +128,11 @@ fn process(process: &ProcessExplanation) -> String {
         n => format!("{n}, each explained below"),
     };
     let rows = [
+        ("  connection", process.connection.clone().unwrap_or_else(|| "none".into())),
         ("  scope", process.scope.clone()),
         ("  network", network.to_owned()),
         ("  cgroup", process.cgroup.clone().unwrap_or_else(|| "unknown".into())),
-        ("  connections", peers),
+        ("  sockets", peers),
     ];
     format!("process {} ({})\n{}", process.pid, process.name, indented(&rows))
 }
@@ -140,7 +154,7 @@ mod tests {
     fn what_was_typed_is_told_apart() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         for (text, wanted) in [
-            ("4711", Target::Process(4711)),
+            ("4711", Target::Process(4711, None)),
             ("10.96.0.10", Target::Address(ip("10.96.0.10"), None)),
             ("10.96.0.10:53", Target::Address(ip("10.96.0.10"), Some(53))),
             ("fd00::1", Target::Address(ip("fd00::1"), None)),

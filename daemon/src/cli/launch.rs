@@ -3,7 +3,7 @@
 use std::{
     fs::OpenOptions,
     io::IsTerminal as _,
-    os::unix::{fs::OpenOptionsExt as _, net::UnixStream},
+    os::unix::{fs::OpenOptionsExt as _, net::UnixStream, process::CommandExt as _},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -53,6 +53,9 @@ pub(crate) fn rootd(socket: &Path, log: Option<LogLevel>, progress: &Progress) -
     if let Some(level) = log {
         command.args(["--log", level.word()]);
     }
+    // Keys of the terminal are for the foreground (`tpx run` is in it for long), and signals to that group not for a daemon.
+    // The session stays the same: sudo remembers whom it has asked by the terminal.
+    command.process_group(0);
     progress.step("Starting the privileged daemon");
     let log = paths::log_file("rootd").map_err(|e| Failure::internal(e.to_string()))?;
     let mut child =

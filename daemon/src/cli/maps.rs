@@ -140,9 +140,13 @@ impl Section {
                     ]
                 }),
             ),
-            Section::Scopes => {
-                table(&["SCOPE", "ROAD"], view.scopes.iter().map(|r| vec![r.scope.clone(), r.road.clone()]))
-            }
+            Section::Scopes => table(
+                &["CONNECTION", "SCOPE", "ROAD", "PROCESSES"],
+                view.scopes.iter().map(|r| {
+                    let processes = r.processes.map_or_else(|| "all".into(), |count| count.to_string());
+                    vec![r.connection.clone(), r.scope.clone(), r.road.clone(), processes]
+                }),
+            ),
             Section::Names => table(
                 &["NAME SERVER", "ANSWERED AT"],
                 maps.name_servers.iter().map(|r| vec![r.name_server.to_string(), r.answered_at.to_string()]),

@@ -1,8 +1,12 @@
 //! The command line: what can be typed. One module per command does it.
 
+mod child;
 mod config;
 mod connect;
+mod connections;
+mod enter;
 mod env;
+mod env_file;
 mod explain;
 mod flows;
 mod launch;
@@ -11,15 +15,20 @@ mod maps;
 mod output;
 mod render;
 mod routing;
+mod run;
+mod scope;
 mod simple;
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tpx_core::config::{Config, LogLevel};
+use tpx_core::{
+    config::{Config, LogLevel},
+    scope::ScopeSelector,
+};
 use tracing_subscriber::EnvFilter;
 
-use crate::{config::UserFile, failure::Failure, paths};
+use crate::{config::UserFile, failure::Failure, paths, userd::probe::Probe};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,6 +37,7 @@ Examples:
   curl web-app.emojivoto              services by name, pods and services by address
   tpx connect -n emojivoto -- make    run a command while connected, then quit
   tpx connect --vnat service          services behind virtual addresses, beside a VPN
+  tpx run --context staging -- make   one command and its children see that cluster, nobody else does
   tpx status                          what is connected, and how
   tpx quit                            leave
 
@@ -52,9 +62,11 @@ pub(crate) struct Global {
     /// How to print the result
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Name of the connection, when there are several
-    #[arg(long, global = true, default_value = "default", value_parser = connection_name)]
-    name: String,
+    /// Which connection, when there are several: its name, or a regular expression that one name matches
+    ///
+    /// [default: the only one, else the one called default; inside of `tpx run` its own]
+    #[arg(long = "use", global = true, value_name = "NAME|REGEX", env = connections::VARIABLE, hide_env = true)]
+    used: Option<connections::Used>,
     /// Configuration file [default: config.yml in the user's configuration folder]
     #[arg(long, global = true, value_name = "PATH", env = "TPX_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
@@ -79,10 +91,22 @@ enum Command {
     /// this machine. With `-- CMD` it runs CMD, leaves when CMD ends, and exits with CMD's code.
     #[command(after_help = connect::EXAMPLES)]
     Connect(Box<ConnectArgs>),
-    /// Show what is connected, and how
+    /// Run a command that sees a cluster, with its children; nobody else does
+    ///
+    /// Names, services and pods are there for CMD and for what it starts, static programs included; the rest of this
+    /// machine goes on as before, also connected elsewhere. A VPN's routes are in nobody's way. Exits with CMD's code, or
+    /// with 128 and the number of the signal that ended it; 127: there is no such command, 126: it cannot be executed.
+    /// What CMD leaves running keeps the connection until it ends. Needs the eBPF datapath.
+    #[command(after_help = run::EXAMPLES)]
+    Run(Box<RunArgs>),
+    /// Show what is connected, and how; all connections where there are several
     Status,
     /// Leave the cluster; nothing stays behind
-    Quit,
+    Quit {
+        /// End all connections
+        #[arg(long, conflicts_with = "used")]
+        all: bool,
+    },
     /// Show versions of this program, its daemons and the traffic manager
     Version,
     /// List the cluster's namespaces and whether their names resolve here
@@ -115,21 +139,71 @@ enum Command {
         #[command(subcommand)]
         command: ManagerCommand,
     },
-    /// The user daemon; started by `tpx connect`
+    /// The user daemon; started by `tpx connect` and `tpx run`
     #[command(hide = true)]
-    Userd,
+    Userd {
+        /// Its connection's name
+        #[arg(long, value_parser = connections::name)]
+        name: String,
+    },
+    /// Moves this process into a process tree and becomes CMD; started by `tpx run`
+    #[command(hide = true)]
+    Enter(enter::EnterArgs),
+    /// Asks of the datapath what an application would; started by the user daemon inside of a process tree
+    #[command(hide = true)]
+    Probe(Probe),
 }
 
 impl Command {
     /// Whether the configuration decides what it does.
     fn follows_config(&self) -> bool {
-        matches!(self, Command::Connect(_) | Command::Config { .. })
+        matches!(self, Command::Connect(_) | Command::Run(_) | Command::Config { .. })
     }
 }
 
 /// Flags of `tpx connect`.
 #[derive(Args)]
 pub(crate) struct ConnectArgs {
+    #[command(flatten)]
+    join: JoinArgs,
+    /// Name of this connection, for --use
+    #[arg(long, default_value = connections::DEFAULT, value_parser = connections::name)]
+    name: String,
+    /// Whose processes see the cluster
+    ///
+    /// workstation: all. cgroup:PATH: those in a directory of the cgroup2 tree. unit:NAME: those of a service or scope of
+    /// systemd's. user:NAME: those of a user. For one command see `tpx run`.
+    #[arg(long, value_name = "SCOPE", default_value = "workstation")]
+    scope: ScopeSelector,
+    /// Run this while connected
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Flags of `tpx run`.
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    join: JoinArgs,
+    /// Name of this connection, for --use [default: run-PID]
+    #[arg(long, value_parser = connections::name)]
+    name: Option<String>,
+    /// Add the variables of a file of KEY=VALUE lines to CMD's environment; repeatable, the last one wins
+    ///
+    /// Addresses in subnets that are behind virtual addresses are exchanged for these, as by `tpx env translate`.
+    #[arg(long, value_name = "F")]
+    env_file: Vec<PathBuf>,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// What to run
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Which cluster to join, and how.
+#[derive(Args)]
+pub(crate) struct JoinArgs {
     #[command(flatten)]
     kube: KubeArgs,
     /// Namespace whose services resolve by a single label [default: the context's]
@@ -143,9 +217,6 @@ pub(crate) struct ConnectArgs {
     /// The privileged daemon's socket
     #[arg(long, default_value = paths::ROOTD_SOCKET, env = "TPX_ROOTD_SOCKET", hide = true)]
     rootd_socket: PathBuf,
-    /// Run this while connected
-    #[arg(last = true, value_name = "CMD")]
-    command: Vec<String>,
 }
 
 /// Which cluster, and where its manager lives.
@@ -212,7 +283,12 @@ enum ManagerCommand {
 /// Parses the command line and does what it says.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    let out = output::Output::new(cli.global.format);
+    let format = match cli.command {
+        // Their standard output is the command's alone.
+        Command::Run(_) | Command::Enter(_) => Format::Text,
+        _ => cli.global.format,
+    };
+    let out = output::Output::new(format);
     run(cli, &out).unwrap_or_else(|failure| {
         out.failure(&failure);
         ExitCode::from(failure.kind.exit_code())
@@ -220,9 +296,12 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, out: &output::Output) -> Result<ExitCode, Failure> {
-    let Global { name, config, .. } = cli.global;
-    if matches!(cli.command, Command::Userd) {
-        return crate::userd::main(&name);
+    let Global { used, config, .. } = cli.global;
+    match cli.command {
+        Command::Userd { name } => return crate::userd::main(&name),
+        Command::Enter(args) => return enter::run(&args),
+        Command::Probe(probe) => return enter::probe(&probe),
+        _ => {}
     }
     // Before anything else, so that a typo in it leaves nothing behind. What does not follow it, as `tpx quit`, goes on.
     let file = match UserFile::load(config.as_deref()) {
@@ -233,20 +312,23 @@ fn run(cli: Cli, out: &output::Output) -> Result<ExitCode, Failure> {
         loaded => loaded?,
     };
     log(Config::from(file.layer.clone()).log_cli.value);
+    let name = || connections::chosen(used.as_ref());
     match cli.command {
-        Command::Connect(args) => connect::run(out, &name, file, *args),
-        Command::Status => simple::status(out, &name),
-        Command::Quit => simple::quit(out, &name),
-        Command::Version => simple::version(out, &name),
-        Command::ListNamespaces => simple::list_namespaces(out, &name),
-        Command::Config { command: ConfigCommand::View(args) } => config::view(out, &name, file, &args),
-        Command::Explain(args) => explain::run(out, &name, &args),
-        Command::Env { command: EnvCommand::Translate(args) } => env::translate(out, &name, &args),
-        Command::Flows(args) => flows::run(out, &name, &args),
-        Command::Maps { command: MapsCommand::Dump(args) } => maps::dump(out, &name, &args),
+        Command::Connect(args) => connect::run(out, file, *args),
+        Command::Run(args) => run::run(out, file, *args),
+        Command::Status => simple::status(out, used.as_ref()),
+        Command::Quit { all: true } => simple::quit_all(out),
+        Command::Quit { all: false } => simple::quit(out, used.as_ref()),
+        Command::Version => simple::version(out, used.as_ref()),
+        Command::ListNamespaces => simple::list_namespaces(out, &name()?),
+        Command::Config { command: ConfigCommand::View(args) } => config::view(out, used.as_ref(), file, &args),
+        Command::Explain(args) => explain::run(out, used.as_ref(), &args),
+        Command::Env { command: EnvCommand::Translate(args) } => env::translate(out, &name()?, &args),
+        Command::Flows(args) => flows::run(out, &name()?, &args),
+        Command::Maps { command: MapsCommand::Dump(args) } => maps::dump(out, &name()?, &args),
         Command::Manager { command: ManagerCommand::Install { kube, image } } => manager::install(out, kube, image),
         Command::Manager { command: ManagerCommand::Uninstall { kube } } => manager::uninstall(out, kube),
-        Command::Userd => unreachable!("it has begun above"),
+        Command::Userd { .. } | Command::Enter(_) | Command::Probe(_) => unreachable!("it has begun above"),
     }
 }
 
@@ -259,15 +341,6 @@ fn log(level: LogLevel) {
         .init();
 }
 
-/// Connection names become file names.
-fn connection_name(text: &str) -> Result<String, String> {
-    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if text.is_empty() || text.len() > 63 || text.starts_with('.') || !text.chars().all(fine) {
-        return Err("use 1 to 63 letters, digits, '-', '_' or '.', not starting with '.'".into());
-    }
-    Ok(text.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -277,13 +350,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn connection_names_are_file_names() {
-        assert!(connection_name("shop-2").is_ok());
-        for bad in ["", "a/b", "..", ".hidden", "a b", &"x".repeat(64)] {
-            assert!(connection_name(bad).is_err(), "{bad}");
-        }
     }
 }

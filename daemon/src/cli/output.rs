@@ -69,6 +69,14 @@ impl Output {
         let _ = writeln!(std::io::stderr(), "{yellow}warning:{plain} {failure}");
     }
 
+    /// As [`progress`](Self::progress), but only a spinner: for a command whose words are not the user's purpose.
+    pub(crate) fn discreet_progress(&self, quiet: bool) -> Progress {
+        match self.progress() {
+            spinner @ Progress::Spinner(_) if !quiet => spinner,
+            _ => Progress::Silent,
+        }
+    }
+
     /// Starts showing progress: a spinner on a terminal, else one line a step.
     pub(crate) fn progress(&self) -> Progress {
         if self.format == Format::Text && std::io::stderr().is_terminal() {
@@ -88,6 +96,8 @@ pub(crate) enum Progress {
     Spinner(ProgressBar),
     /// Elsewhere.
     Lines,
+    /// Nowhere.
+    Silent,
 }
 
 impl Progress {
@@ -96,6 +106,7 @@ impl Progress {
         match self {
             Progress::Spinner(bar) => bar.set_message(text.to_owned()),
             Progress::Lines => eprintln!("{text}"),
+            Progress::Silent => {}
         }
     }
 }

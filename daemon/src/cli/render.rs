@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 
 use crate::{
     ipc::NamespaceRow,
-    userd::status::{Dns, State, Status, Subnet},
+    userd::status::{Dns, Scope, State, Status, Subnet},
 };
 
 /// What `tpx connect` says in the end.
@@ -28,6 +28,33 @@ pub(crate) fn connected(status: &Status) -> String {
         text += &format!("\n{}", subnet(moved));
     }
     text
+}
+
+/// What `tpx run` says where nobody watches: a line.
+pub(crate) fn running(status: &Status) -> String {
+    let Status { name, kubernetes, namespace, .. } = status;
+    format!("Connected to context {}, namespace {namespace}, as {name}", kubernetes.context)
+}
+
+/// `tpx status` of several connections.
+pub(crate) fn connections(statuses: &[Status]) -> String {
+    table(
+        &["NAME", "SCOPE", "CONTEXT", "NAMESPACE", "STATE", "OPEN"],
+        statuses.iter().map(|s| {
+            let state = match s.state {
+                State::Connected => "connected",
+                State::Reconnecting => "reconnecting",
+            };
+            vec![
+                s.name.clone(),
+                s.scope.to_string(),
+                s.kubernetes.context.clone(),
+                s.namespace.clone(),
+                state.into(),
+                s.flows.open.to_string(),
+            ]
+        }),
+    )
 }
 
 /// Who answers the cluster's names on this laptop.
@@ -65,6 +92,8 @@ pub(crate) fn status(s: &Status) -> String {
     let mapped = s.mapped_namespaces.as_ref().map_or_else(|| "all".into(), |names| names.join(", "));
     let mut rows = vec![
         ("Status", state.to_owned()),
+        ("Connection", s.name.clone()),
+        ("Scope", scope(&s.scope)),
         ("Kubernetes server", s.kubernetes.server.clone()),
         ("Kubernetes context", s.kubernetes.context.clone()),
         ("Namespace", s.namespace.clone()),
@@ -106,6 +135,14 @@ pub(crate) fn status(s: &Status) -> String {
         ("Root daemon", format!("version {}, socket {}", s.root_daemon.version, s.root_daemon.socket)),
     ]);
     pairs(&rows)
+}
+
+fn scope(scope: &Scope) -> String {
+    match scope {
+        Scope::Workstation => "workstation: every process of this machine".into(),
+        Scope::Cgroup { cgroup } => format!("processes in {}", cgroup.display()),
+        Scope::Tree { cgroup } => format!("process tree of `tpx run`, in {}", cgroup.display()),
+    }
 }
 
 /// `tpx manager uninstall`.

@@ -4,7 +4,11 @@ use std::{process::ExitCode, time::Duration};
 
 use serde::Serialize;
 
-use super::{output::Output, render};
+use super::{
+    connections::{self, Used},
+    output::{Output, Progress},
+    render,
+};
 use crate::{
     failure::{Failure, Kind},
     ipc::{Client, Reply, Request},
@@ -15,31 +19,62 @@ use crate::{
 /// Longest that an orderly end may take before `tpx quit` stops waiting for it.
 const QUIT: Duration = Duration::from_secs(10);
 
-/// `tpx status`.
-pub(crate) fn status(out: &Output, name: &str) -> Result<ExitCode, Failure> {
-    let status = ask_status(&mut client(name)?)?;
+/// `tpx status`: of the connection that is meant; without `--use`, where none is the usual one, of all.
+pub(crate) fn status(out: &Output, used: Option<&Used>) -> Result<ExitCode, Failure> {
+    if used.is_none() {
+        let running = connections::running()?;
+        if running.len() > 1 {
+            return Ok(connections::list(out, &running));
+        }
+    }
+    let status = ask_status(&mut client(&connections::chosen(used)?)?)?;
     out.result(&status, || render::status(&status));
     Ok(ExitCode::SUCCESS)
 }
 
+/// What became of one connection.
+#[derive(Serialize)]
+struct Ended {
+    name: String,
+    was_connected: bool,
+}
+
 /// `tpx quit`: also fine when nothing is connected.
-pub(crate) fn quit(out: &Output, name: &str) -> Result<ExitCode, Failure> {
-    let was = match open(name)? {
-        Some(client) => {
-            stop(out, client)?;
-            true
-        }
-        None => false,
-    };
-    out.result(&serde_json::json!({ "name": name, "was_connected": was }), || {
-        if was { "Disconnected".into() } else { "Not connected".into() }
+pub(crate) fn quit(out: &Output, used: Option<&Used>) -> Result<ExitCode, Failure> {
+    let name = connections::chosen(used)?;
+    let was_connected = end(&out.progress(), &name)?;
+    out.result(&Ended { name, was_connected }, || {
+        if was_connected { "Disconnected".into() } else { "Not connected".into() }
     });
     Ok(ExitCode::SUCCESS)
 }
 
+/// `tpx quit --all`.
+pub(crate) fn quit_all(out: &Output) -> Result<ExitCode, Failure> {
+    let mut ended = Vec::new();
+    for name in connections::running()? {
+        ended.push(Ended { was_connected: end(&out.progress(), &name)?, name });
+    }
+    out.result(&serde_json::json!({ "connections": ended }), || match &ended[..] {
+        [] => "Not connected".into(),
+        ended => {
+            format!("Disconnected {}", ended.iter().map(|ended| ended.name.as_str()).collect::<Vec<_>>().join(", "))
+        }
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends a connection; whether there was one. It may end by itself meanwhile.
+pub(crate) fn end(progress: &Progress, name: &str) -> Result<bool, Failure> {
+    let Some(client) = open(name)? else { return Ok(false) };
+    match stop(progress, client) {
+        Err(_) if open(name)?.is_none() => Ok(true),
+        stopped => stopped.map(|()| true),
+    }
+}
+
 /// Ends a user daemon and waits until it has gone.
-pub(crate) fn stop(out: &Output, mut client: Client) -> Result<(), Failure> {
-    let progress = out.progress();
+fn stop(progress: &Progress, mut client: Client) -> Result<(), Failure> {
     progress.step("Disconnecting");
     client.ask(&Request::Quit, &mut |step| progress.step(step))?;
     client.wait_closed(QUIT);
@@ -55,11 +90,11 @@ struct Versions {
 }
 
 /// `tpx version`: works unconnected, then with the client's own version only.
-pub(crate) fn version(out: &Output, name: &str) -> Result<ExitCode, Failure> {
-    let status = match open(name)? {
-        Some(mut client) => Some(ask_status(&mut client)?),
-        None => None,
-    };
+pub(crate) fn version(out: &Output, used: Option<&Used>) -> Result<ExitCode, Failure> {
+    // Who asks for the version of this program needs no choice.
+    let several = used.is_none() && connections::running()?.len() > 1;
+    let client = if several { None } else { open(&connections::chosen(used)?)? };
+    let status = client.map(|mut client| ask_status(&mut client)).transpose()?;
     let versions = Versions {
         client: tpx_api::VERSION.into(),
         user_daemon: status.as_ref().map(|s| s.user_daemon.version.clone()),
@@ -67,7 +102,8 @@ pub(crate) fn version(out: &Output, name: &str) -> Result<ExitCode, Failure> {
         traffic_manager: status.as_ref().map(|s| s.manager.version.clone()),
     };
     out.result(&versions, || {
-        let shown = |version: &Option<String>| version.clone().unwrap_or_else(|| "not connected".into());
+        let none = if several { "several connections run: choose one with --use" } else { "not connected" };
+        let shown = |version: &Option<String>| version.clone().unwrap_or_else(|| none.into());
         render::pairs(&[
             ("Client", versions.client.clone()),
             ("User daemon", shown(&versions.user_daemon)),

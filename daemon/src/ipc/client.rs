@@ -31,6 +31,12 @@ impl Client {
         }
     }
 
+    /// Waits no longer than this for anything.
+    pub(crate) fn within(self, at_most: Duration) -> Self {
+        let _ = self.stream.get_ref().set_read_timeout(Some(at_most));
+        self
+    }
+
     /// Sends a request and returns the final reply.
     ///
     /// # Errors

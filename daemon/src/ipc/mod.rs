@@ -8,7 +8,10 @@ mod server;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tpx_core::config::{Config, Partial};
+use tpx_core::{
+    config::{Config, Partial},
+    plan::Scope,
+};
 
 pub(crate) use client::Client;
 pub(crate) use questions::{
@@ -70,6 +73,8 @@ pub(crate) struct ConnectParams {
     pub manager_namespace: String,
     /// The privileged daemon's socket.
     pub rootd_socket: PathBuf,
+    /// Whose processes see the cluster.
+    pub scope: Scope,
     /// What flags and the user's file set, the flags over the file. What kubeconfig and the cluster set lies below.
     pub settings: Box<Partial>,
 }

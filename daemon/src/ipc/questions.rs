@@ -18,8 +18,8 @@ pub(crate) enum Target {
     Address(IpAddr, Option<u16>),
     /// A DNS name, and a port of its addresses.
     Name(String, Option<u16>),
-    /// A process of this machine.
-    Process(u32),
+    /// A process of this machine, and the name of the connection whose cluster it sees.
+    Process(u32, Option<String>),
 }
 
 /// The answer of `tpx explain`.
@@ -64,6 +64,8 @@ pub(crate) struct ProcessExplanation {
     pub cgroup: Option<String>,
     /// Whether it is in the host's own network namespace; `null`: the process is another user's, nobody here can tell.
     pub own_network: Option<bool>,
+    /// The connection whose cluster it sees; `null`: none's.
+    pub connection: Option<String>,
     /// Whether new connections of it to the cluster are carried, in words.
     pub scope: String,
     /// The far ends of its sockets.
@@ -161,8 +163,12 @@ pub(crate) struct Process {
 /// Processes that see the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ScopeRow {
-    /// `workstation`, or the cgroup of a process tree.
+    /// The connection's name.
+    pub connection: String,
+    /// `workstation`, or the directory of the cgroup2 tree.
     pub scope: String,
     /// `ebpf` or `tun`.
     pub road: String,
+    /// How many processes are in it; `null`: all of this machine.
+    pub processes: Option<usize>,
 }

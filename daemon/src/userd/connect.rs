@@ -13,13 +13,14 @@ use tpx_api::{Facts, MANAGER_PORT, VERSION, compatible, proto, proto::manager_cl
 use tpx_core::{
     config::{Config, Partial},
     dns::{ResolvConf, parse_resolv_conf},
+    plan::Scope,
     policy::Policy,
     subnets,
     vnat::Vnat,
 };
 use tpx_datapath::{
     Host as _,
-    linux::routes::Monitor,
+    linux::{Slot, routes::Monitor},
     remote::{ConnectError, RemoteHost},
 };
 use tpx_link::{
@@ -39,9 +40,11 @@ use super::{
     lanes::Lanes,
     logging,
     names::{Serving, Wanted},
-    probe, road,
+    probe::Probe,
+    road,
     routing::Routing,
     session::{Open, Session, Visitor},
+    status,
 };
 use crate::{
     config,
@@ -61,8 +64,9 @@ pub(crate) async fn connect(
 
     // Privilege first: it needs no network, and without it nothing else matters.
     let mut host = RemoteHost::connect(&params.rootd_socket).await.map_err(|e| no_rootd(&e))?;
+    check_free(&params.scope, &host)?;
     let early = config::merged(Partial::clone(&params.settings), cluster.settings.clone(), None)?;
-    choose(&early, &host)?;
+    choose(&early, &host, &params.scope)?;
 
     step(format!("Connecting to context {} ({})", cluster.context, cluster.server));
     let road =
@@ -101,7 +105,7 @@ pub(crate) async fn connect(
         visitor.addresses_of = addresses_of;
         open.ask_again(&visitor).await.map_err(|e| refused(&e))?;
     }
-    let mut chosen = choose(&config, &host)?;
+    let mut chosen = choose(&config, &host, &params.scope)?;
 
     step("Steering the cluster's subnets into the tunnel".into());
     let resolv = read_resolv_conf()?;
@@ -119,9 +123,11 @@ pub(crate) async fn connect(
             api_server: cluster.addresses().await?,
             name_servers: name_servers.clone(),
             policy: config.routing(),
+            scoped: params.scope.is_tree(),
             ..subnets::Inputs::default()
         },
         road: chosen.road,
+        scope: params.scope.clone(),
         wanted: wanted.clone(),
         denials: (config.denials(), config.deny_with.value),
         facts: Arc::clone(&open.facts),
@@ -133,6 +139,7 @@ pub(crate) async fn connect(
     if let Err(e) = &applied
         && let Some(instead) = chosen.instead(config.datapath.value, e)
     {
+        road::check_scope(&params.scope, &instead)?;
         tracing::warn!("{}", instead.because);
         routing.road = instead.road;
         chosen = instead;
@@ -142,6 +149,7 @@ pub(crate) async fn connect(
     let handover = applied.map_err(|e| {
         Failure::new(Kind::Host, format!("the privileged daemon could not apply the plan: {e}"), "see its log")
     })?;
+    let tree = handover.scope.clone().filter(|_| params.scope == Scope::Tree);
     let (decided, decisions) = watch::channel(first.clone());
     let internal = |e: std::io::Error| Failure::internal(format!("cannot use the datapath's files: {e}"));
     let datapath = Datapath::open(handover).map_err(internal)?;
@@ -170,6 +178,7 @@ pub(crate) async fn connect(
 
     // A name that `--mapped-namespaces` does not hide.
     let asked_namespace = params.mapped_namespaces.first().unwrap_or(&namespace).clone();
+    let rootd_socket = params.rootd_socket;
     let identity = Identity {
         name: name.to_owned(),
         context: cluster.context,
@@ -180,15 +189,16 @@ pub(crate) async fn connect(
         manager_version: answered.version,
         carrier: port_forward.describe(),
         rootd_version: host.welcome().release.clone(),
-        rootd_socket: params.rootd_socket,
+        rootd_socket: rootd_socket.clone(),
         since: Instant::now(),
         config,
         road_because: chosen.because,
         systemd_resolved: datapath.resolved,
         unsteered_name_servers: datapath.unsteered_name_servers,
+        scope: status::Scope::of(&params.scope, tree.as_deref()),
     };
     let steered = first.plan.name_servers.iter().find(|ip| !identity.unsteered_name_servers.contains(ip)).copied();
-    let connection = Connection::new(Parts {
+    let mut connection = Connection::new(Parts {
         identity,
         host,
         routing,
@@ -204,42 +214,57 @@ pub(crate) async fn connect(
         tasks,
     });
     step("Probing the way to the cluster".into());
-    match probe(&connection.facts(), &addresses, &asked_namespace, steered).await {
+    let probe = Probe {
+        tcp: first_manager(&connection.facts(), &addresses)?.map(|ip| SocketAddr::new(ip, MANAGER_PORT)),
+        dns: steered,
+        name: format!("{asked_namespace}.svc.{}", connection.facts().cluster_domain),
+    };
+    let probed = match connection.scope() {
+        status::Scope::Workstation => probe.here().await,
+        status::Scope::Tree { cgroup } => probe.inside(&rootd_socket, cgroup).await,
+        // Nothing of ours may be sent into it.
+        status::Scope::Cgroup { .. } => Ok(()),
+    };
+    match probed.and_then(|()| connection.watch_tree()) {
         Ok(()) => Ok(connection),
-        Err(failure) => {
+        Err(what) => {
             connection.close().await;
-            Err(failure)
+            Err(not_carried(what))
         }
     }
 }
 
-async fn probe(
-    facts: &Facts,
-    addresses: &Addresses,
-    namespace: &str,
-    name_server: Option<IpAddr>,
-) -> Result<(), Failure> {
-    let failed = |what: String| {
-        Failure::new(Kind::Host, what, "nothing was left behind; see the log that `tpx connect` wrote, and try again")
-    };
-    // One that the policy denies proves nothing.
+/// An address of the manager inside of the cluster, as this laptop reaches it. One that the policy denies proves nothing.
+fn first_manager(facts: &Facts, addresses: &Addresses) -> Result<Option<IpAddr>, Failure> {
     let allowed = |address: &&IpAddr| addresses.policy().denied_by(**address, Some(MANAGER_PORT)).is_none();
-    for address in facts.manager_addresses.iter().take(1).filter(allowed) {
-        let address = addresses.reachable(*address).map_err(|e| failed(e.to_string()))?;
-        let address = SocketAddr::new(address, MANAGER_PORT);
-        probe::tcp(address).await.map_err(|e| failed(format!("the datapath does not carry: {address}: {e}")))?;
-    }
-    if let Some(server) = name_server {
-        let asked = probe::dns(server, namespace, &facts.cluster_domain).await;
-        asked.map_err(|e| failed(format!("names of the cluster do not resolve through {server}: {e}")))?;
-    }
-    Ok(())
+    let first = facts.manager_addresses.first().filter(allowed).map(|address| addresses.reachable(*address));
+    first.transpose().map_err(|e| not_carried(e.to_string()))
 }
 
-/// The road that the configuration asks for, as far as the privileged daemon can offer it.
-fn choose(config: &Config, host: &RemoteHost) -> Result<road::Chosen, Failure> {
+fn not_carried(what: String) -> Failure {
+    let next = "nothing was left behind; see the log that `tpx connect` wrote, and try again";
+    Failure::new(Kind::Host, what, next)
+}
+
+/// The road that the configuration asks for, as far as the privileged daemon can offer it and the scope can use it.
+fn choose(config: &Config, host: &RemoteHost, scope: &Scope) -> Result<road::Chosen, Failure> {
     let asked = &config.datapath;
-    road::choose(asked.value, &asked.origin.to_string(), host.welcome().unavailable.as_deref())
+    let chosen = road::choose(asked.value, &asked.origin.to_string(), host.welcome().unavailable.as_deref())?;
+    road::check_scope(scope, &chosen)?;
+    Ok(chosen)
+}
+
+/// The workstation is in one cluster at a time, whoever connected it.
+fn check_free(scope: &Scope, host: &RemoteHost) -> Result<(), Failure> {
+    let other = host.welcome().sessions.iter().find(|session| session.slot == Slot::FIRST.index());
+    match other {
+        Some(other) if *scope == Scope::Workstation => Err(Failure::new(
+            Kind::AlreadyConnected,
+            format!("this workstation is already connected, by process {} of user {}", other.pid, other.uid),
+            "have that user run `tpx quit`, or run `tpx run -- CMD` to show another cluster to one command",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The namespaces whose addresses the policy needs. They need not exist yet: what is to come can be denied as well.

@@ -24,7 +24,8 @@ use super::{
     routing::{Decided, Routing, follow},
     service_names::ServiceNames,
     session::Session,
-    status::{Datapath, Kubernetes, Manager, Policy, RootDaemon, State, Status, Subnet, UserDaemon},
+    status::{self, Datapath, Kubernetes, Manager, Policy, RootDaemon, State, Status, Subnet, UserDaemon},
+    tree::Tree,
 };
 use crate::{
     failure::{Failure, Kind},
@@ -64,6 +65,16 @@ pub(crate) struct Identity {
     pub road_because: String,
     /// Since when.
     pub since: Instant,
+    /// Whose processes see the cluster.
+    pub scope: status::Scope,
+}
+
+/// Why a connection is over.
+pub(crate) enum Ended {
+    /// It cannot go on.
+    Lost(String),
+    /// Nobody needs it any more.
+    Done(&'static str),
 }
 
 /// What carries flows; ends with the connection.
@@ -132,6 +143,8 @@ pub(crate) struct Connection {
     wanted: Wanted,
     counters: Arc<FlowCounters>,
     tasks: Tasks,
+    /// The process tree that it is for.
+    tree: Option<Tree>,
 }
 
 impl Connection {
@@ -174,7 +187,25 @@ impl Connection {
             wanted,
             counters,
             tasks,
+            tree: None,
         }
+    }
+
+    /// Whose processes see the cluster.
+    pub(crate) fn scope(&self) -> &status::Scope {
+        &self.identity.scope
+    }
+
+    /// From now on the connection ends with its process tree, if it is for one.
+    ///
+    /// # Errors
+    /// When the tree cannot be watched, in words.
+    pub(crate) fn watch_tree(&mut self) -> Result<(), String> {
+        if let status::Scope::Tree { cgroup } = self.scope() {
+            let tree = Tree::watch(cgroup).map_err(|e| format!("cannot watch the process tree: {e}"))?;
+            self.tree = Some(tree);
+        }
+        Ok(())
     }
 
     /// The cluster's facts now.
@@ -182,9 +213,18 @@ impl Connection {
         Arc::clone(&self.session.facts.borrow())
     }
 
-    /// Resolves, with the reason, when the connection cannot go on. Cancel safe.
-    pub(crate) async fn lost(&mut self) -> String {
-        (&mut self.follower).await.unwrap_or_else(|e| e.to_string())
+    /// Resolves when the connection cannot go on, or nobody needs it any more. Cancel safe.
+    pub(crate) async fn ended(&mut self) -> Ended {
+        let over = async {
+            match &mut self.tree {
+                Some(tree) => tree.over().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            why = &mut self.follower => Ended::Lost(why.unwrap_or_else(|e| e.to_string())),
+            why = over => Ended::Done(why),
+        }
     }
 
     /// Answers a request of the command line.
@@ -214,6 +254,8 @@ impl Connection {
     fn insight(&self) -> Insight {
         let (facts, network) = (self.facts(), self.network.now());
         Insight {
+            name: self.identity.name.clone(),
+            scope: self.identity.scope.clone(),
             plan: self.decided.borrow().plan.clone(),
             addresses: self.addresses.clone(),
             without: Arc::new(move |ip| network.lookup(ip).into_route()),
@@ -246,6 +288,7 @@ impl Connection {
         Status {
             name: id.name.clone(),
             state: if self.lanes.is_up() { State::Connected } else { State::Reconnecting },
+            scope: id.scope.clone(),
             kubernetes: Kubernetes { context: id.context.clone(), server: id.server.clone() },
             namespace: id.namespace.clone(),
             mapped_namespaces: id.mapped_namespaces.clone(),

@@ -12,14 +12,15 @@ use std::{
 use tpx_core::{
     dns::{Decision, Name, PolicyConfig, Question, RecordType, decide},
     explain::{Explanation, View, explain},
-    plan::{Plan, Road, Scope},
+    plan::{Plan, Road},
     subnets::{HostRoute, Subnets},
     vnat::translate_text,
 };
 use tpx_datapath::MapsDump;
 
-use super::{addresses::Addresses, flow_table::FlowTable, process_scope, service_names::ServiceNames};
+use super::{addresses::Addresses, flow_table::FlowTable, process_scope, service_names::ServiceNames, status::Scope};
 use crate::{
+    cgroup,
     failure::{Failure, Kind},
     ipc::{
         Explained, FlowRow, FlowsView, MapsView, NameExplanation, Reply, Request, ScopeRow, Target, Variable, VnatRow,
@@ -31,6 +32,10 @@ const RESOLVE: Duration = Duration::from_secs(5);
 
 /// What a connection knows, as it is at one moment.
 pub(super) struct Insight {
+    /// The connection's name.
+    pub name: String,
+    /// Whose processes see the cluster.
+    pub scope: Scope,
     /// The plan that was applied.
     pub plan: Plan,
     /// What becomes of every subnet, and the virtual addresses.
@@ -77,8 +82,9 @@ impl Insight {
                 asked.extend(found.addresses.iter().map(|ip| (*ip, port)));
                 name = Some(found);
             }
-            Target::Process(pid) => {
-                let found = process_scope::look(pid, &self.plan).ok_or_else(|| {
+            Target::Process(pid, sees) => {
+                let own = process_scope::Own { name: &self.name, scope: &self.scope, road: self.plan.road };
+                let found = process_scope::look(pid, &own, sees).ok_or_else(|| {
                     Failure::new(Kind::Usage, format!("there is no process {pid}"), "`pgrep NAME` finds processes")
                 })?;
                 asked.extend(found.peers.iter().map(|peer| (peer.ip(), Some(peer.port()))));
@@ -195,12 +201,14 @@ impl Insight {
             Road::Express => "ebpf",
             Road::Tun => "tun",
         };
-        let scope = match &self.plan.scope {
-            Scope::Workstation => "workstation".to_owned(),
-            Scope::Cgroup(path) => path.display().to_string(),
-            Scope::Tree => "tree".to_owned(),
+        let cgroup = self.scope.cgroup();
+        let scope = ScopeRow {
+            connection: self.name.clone(),
+            scope: cgroup.map_or_else(|| "workstation".to_owned(), |cgroup| cgroup.display().to_string()),
+            road: road.into(),
+            processes: cgroup.map(|cgroup| cgroup::processes(cgroup).len()),
         };
-        MapsView { maps, vnat, flows, scopes: vec![ScopeRow { scope, road: road.into() }], names }
+        MapsView { maps, vnat, flows, scopes: vec![scope], names }
     }
 }
 

@@ -7,6 +7,7 @@ use hickory_proto::{
 };
 use tokio::sync::watch;
 use tpx_core::{
+    plan,
     subnets::{Inputs, RoutingPolicy, decide},
     vnat::Vnat,
 };
@@ -48,11 +49,13 @@ fn insight(road: Road) -> (Insight, Arc<OneService>) {
         ..Inputs::default()
     };
     let subnets = Arc::new(decide(&inputs).unwrap());
-    let plan = subnets.plan(Scope::Workstation, road, &[]);
+    let plan = subnets.plan(plan::Scope::Workstation, road, &[]);
     let (_, decided) = watch::channel(Decided { subnets, plan: plan.clone(), policy: Arc::default(), problem: None });
     let vnat = Vnat::new("a cluster", RoutingPolicy::VIRTUAL4, RoutingPolicy::VIRTUAL6);
     let cluster = Arc::new(OneService::default());
     let insight = Insight {
+        name: "default".into(),
+        scope: Scope::Workstation,
         plan,
         addresses: Addresses::new(vnat, None, decided),
         without: Arc::new(move |ip| vpn.destination.contains(&ip).then(|| vpn.clone())),
@@ -97,12 +100,12 @@ async fn a_process_is_explained_with_its_connections() {
     let (insight, _) = insight(Road::Tun);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let explained = explained(&insight, Target::Process(std::process::id())).await;
+    let explained = explained(&insight, Target::Process(std::process::id(), Some("default".into()))).await;
     let peer = stream.peer_addr().unwrap();
     let process: ProcessExplanation = explained.process.unwrap();
     assert!(process.peers.contains(&peer) && process.scope.contains("floor"), "{process:?}");
     assert!(explained.addresses.iter().any(|e| (e.address, e.port) == (peer.ip(), Some(peer.port()))));
-    match insight.answer(Request::Explain { target: Target::Process(u32::MAX) }, Ok(None)).await {
+    match insight.answer(Request::Explain { target: Target::Process(u32::MAX, None) }, Ok(None)).await {
         Reply::Failed(failure) => assert_eq!(failure.what, format!("there is no process {}", u32::MAX)),
         other => panic!("{other:?}"),
     }
@@ -162,6 +165,9 @@ async fn maps_come_with_flows_virtual_addresses_and_names() {
     };
     assert_eq!(view.vnat, [VnatRow { virtual_ip, real: ip("10.96.0.10"), in_kernel: false }]);
     assert_eq!(view.flows[0].destination, at(virtual_ip));
-    assert_eq!(view.scopes, [ScopeRow { scope: "workstation".into(), road: "tun".into() }]);
+    assert_eq!(
+        view.scopes,
+        [ScopeRow { connection: "default".into(), scope: "workstation".into(), road: "tun".into(), processes: None }]
+    );
     assert_eq!(view.names, [(virtual_ip, "web-app.emojivoto".to_owned())].into());
 }

@@ -16,16 +16,17 @@ mod logging;
 mod names;
 mod netstream;
 mod owners;
-mod probe;
+pub(crate) mod probe;
 mod process_scope;
 mod processes;
 mod resolver_link;
-mod road;
+pub(crate) mod road;
 mod routing;
 mod service_names;
 mod session;
 mod sock_diag;
 pub(crate) mod status;
+mod tree;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -37,7 +38,7 @@ use tokio::{
 };
 use tpx_core::config::Config;
 
-use self::connection::Connection;
+use self::connection::{Connection, Ended};
 use crate::{
     failure::{Failure, Kind, chain},
     ipc::{self, Bound, ConnectParams, Exchange, Reply, Request},
@@ -90,8 +91,11 @@ async fn serve(name: &str) -> Result<()> {
                 }
                 connection.answer(request, exchange);
             }
-            why = connection.lost() => {
-                tracing::error!("the connection has ended: {why}");
+            ended = connection.ended() => {
+                match ended {
+                    Ended::Lost(why) => tracing::error!("the connection has ended: {why}"),
+                    Ended::Done(why) => tracing::info!("the connection has ended: {why}"),
+                }
                 break None;
             }
             _ = terminate.recv() => break None,

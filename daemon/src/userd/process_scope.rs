@@ -4,21 +4,18 @@ use std::{
     collections::{BTreeSet, HashSet},
     fs,
     net::SocketAddr,
-    path::Path,
 };
 
-use tpx_core::plan::{Plan, Road, Scope};
+use tpx_core::plan::Road;
 
-use super::processes;
-use crate::ipc::ProcessExplanation;
+use super::{processes, status::Scope};
+use crate::{cgroup, ipc::ProcessExplanation};
 
-/// Where cgroup2 is mounted on every system that systemd has started.
-const CGROUPS: &str = "/sys/fs/cgroup";
-
-/// Looks at a process; `None` when there is none.
-pub(super) fn look(pid: u32, plan: &Plan) -> Option<ProcessExplanation> {
+/// Looks at a process; `None` when there is none. `sees` is the connection whose cluster it sees, if it is of this host's
+/// own network; `own` is the connection that is asked.
+pub(super) fn look(pid: u32, own: &Own<'_>, sees: Option<String>) -> Option<ProcessExplanation> {
     let name = processes::name_of(pid)?;
-    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok().and_then(|text| cgroup2(&text));
+    let cgroup = cgroup::of(pid).ok().flatten();
     let network = |who: &str| fs::read_link(format!("/proc/{who}/ns/net")).ok();
     let own_network = network(&pid.to_string()).zip(network("self")).map(|(its, ours)| its == ours);
     let inodes: HashSet<u64> = processes::inodes_of(pid).into_iter().collect();
@@ -28,35 +25,41 @@ pub(super) fn look(pid: u32, plan: &Plan) -> Option<ProcessExplanation> {
         .filter(|(_, socket)| inodes.contains(&socket.inode) && !socket.peer.ip().is_unspecified())
         .map(|(_, socket)| socket.peer)
         .collect();
-    let scope = verdict(plan, cgroup.as_deref(), own_network).into();
-    Some(ProcessExplanation { pid, name, cgroup, own_network, scope, peers: peers.into_iter().collect() })
+    let connection = sees.filter(|_| own_network != Some(false));
+    let scope = verdict(own, connection.as_deref(), own_network);
+    Some(ProcessExplanation { pid, name, cgroup, own_network, connection, scope, peers: peers.into_iter().collect() })
 }
 
-/// The cgroup2 line of /proc/PID/cgroup (cgroups(7)).
-fn cgroup2(text: &str) -> Option<String> {
-    text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+/// The connection that is asked.
+pub(super) struct Own<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whose processes see its cluster.
+    pub scope: &'a Scope,
+    /// How they reach it.
+    pub road: Road,
 }
 
-fn verdict(plan: &Plan, cgroup: Option<&str>, own_network: Option<bool>) -> &'static str {
-    let inside = |scope: &Path| match (cgroup, scope.strip_prefix(CGROUPS)) {
-        (Some(cgroup), Ok(scope)) => Path::new(cgroup.trim_start_matches('/')).starts_with(scope),
-        _ => false,
-    };
-    match (&plan.scope, own_network, plan.road) {
-        (_, Some(false), _) => {
+fn verdict(own: &Own<'_>, sees: Option<&str>, own_network: Option<bool>) -> String {
+    match (sees, own.scope, own.road) {
+        _ if own_network == Some(false) => {
             "it is in another network namespace: only packets that its namespace routes through this host reach the \
              cluster, by the floor"
+                .into()
         }
-        (Scope::Workstation, _, Road::Express) => {
-            "it sees the cluster, as every process of this machine, by the express lane"
+        (Some(other), ..) if other != own.name => {
+            format!("it sees the cluster of connection {other}, not that of {}", own.name)
         }
-        (Scope::Workstation, _, Road::Tun) => "it sees the cluster, as every process of this machine, by the floor",
-        (Scope::Cgroup(path), ..) if inside(path) => {
-            "it sees the cluster: it belongs to the process tree that was started in it"
+        (Some(_), Scope::Workstation, Road::Express) => {
+            "it sees the cluster, as every process of this machine, by the express lane".into()
         }
-        (Scope::Cgroup(_) | Scope::Tree, ..) => {
-            "it does not see the cluster: it is outside of the process tree that does"
+        (Some(_), Scope::Workstation, Road::Tun) => {
+            "it sees the cluster, as every process of this machine, by the floor".into()
         }
+        (Some(_), Scope::Cgroup { cgroup } | Scope::Tree { cgroup }, _) => {
+            format!("it sees the cluster by sockets that it opens in {}", cgroup.display())
+        }
+        (None, scope, _) => format!("it does not see the cluster: it is outside of the {scope} of {}", own.name),
     }
 }
 
@@ -67,25 +70,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cgroups_are_compared_as_paths() {
-        let plan = |scope: &str| Plan { scope: Scope::Cgroup(scope.into()), ..Plan::default() };
-        let sees = |scope: &str, cgroup: &str| verdict(&plan(scope), Some(cgroup), Some(true)).starts_with("it sees");
-        assert!(sees("/sys/fs/cgroup/user.slice/tpx-1", "/user.slice/tpx-1"));
-        assert!(sees("/sys/fs/cgroup/user.slice/tpx-1", "/user.slice/tpx-1/child"));
-        assert!(!sees("/sys/fs/cgroup/user.slice/tpx-1", "/user.slice/tpx-10"));
-        assert!(!sees("/sys/fs/cgroup/user.slice/tpx-1", "/"));
-        assert_eq!(cgroup2("1:cpu:/x\n0::/user.slice\n").as_deref(), Some("/user.slice"));
-        assert_eq!(cgroup2("1:cpu:/x\n"), None);
+    fn whose_cluster_it_is_is_said() {
+        let tree = Scope::Tree { cgroup: "/sys/fs/cgroup/tpx-1".into() };
+        let own = |scope| Own { name: "shop", scope, road: Road::Express };
+        assert!(verdict(&own(&tree), Some("shop"), Some(true)).contains("/sys/fs/cgroup/tpx-1"));
+        assert!(verdict(&own(&tree), Some("bank"), None).contains("of connection bank, not that of shop"));
+        assert!(verdict(&own(&tree), None, Some(true)).contains("does not see"));
+        assert!(verdict(&own(&Scope::Workstation), Some("bank"), Some(true)).contains("bank"));
+        assert!(verdict(&own(&tree), Some("shop"), Some(false)).contains("another network namespace"));
     }
 
     #[test]
     fn this_process_is_looked_at() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let found = look(std::process::id(), &Plan::default()).unwrap();
-        assert_eq!(found.own_network, Some(true));
+        let own = Own { name: "default", scope: &Scope::Workstation, road: Road::Express };
+        let found = look(std::process::id(), &own, Some("default".into())).unwrap();
+        assert_eq!((found.own_network, found.connection.as_deref()), (Some(true), Some("default")));
         assert!(found.peers.contains(&stream.peer_addr().unwrap()), "{found:?}");
         assert!(found.scope.contains("every process"));
-        assert_eq!(look(u32::MAX, &Plan::default()), None);
+        assert_eq!(look(u32::MAX, &own, None), None);
     }
 }

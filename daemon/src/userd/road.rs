@@ -1,6 +1,9 @@
 //! Which road connections take into the tunnel, and why.
 
-use tpx_core::{config::Datapath, plan::Road};
+use tpx_core::{
+    config::Datapath,
+    plan::{Road, Scope},
+};
 use tpx_datapath::HostError;
 
 use crate::failure::{Failure, Kind};
@@ -44,6 +47,26 @@ pub(crate) fn choose(asked: Datapath, origin: &str, unavailable: Option<&str>) -
     }
 }
 
+/// Whoever is not the whole workstation needs the express lane: the floor's routes serve everybody.
+///
+/// # Errors
+/// When the road is the floor.
+pub(crate) fn check_scope(scope: &Scope, chosen: &Chosen) -> Result<(), Failure> {
+    match (scope, chosen.road) {
+        (Scope::Workstation, _) | (_, Road::Express) => Ok(()),
+        (_, Road::Tun) => Err(no_scope(Kind::Host, &chosen.because)),
+    }
+}
+
+/// Says that a scope is not to be had without the express lane.
+pub(crate) fn no_scope(kind: Kind, because: &str) -> Failure {
+    Failure::new(
+        kind,
+        format!("only the eBPF datapath can show the cluster to some processes and not to others, and {because}"),
+        "use --datapath auto where the kernel has it, or `tpx connect` for the whole workstation",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +86,17 @@ mod tests {
         assert_eq!(express.instead(Datapath::Auto, &failed).map(|chosen| chosen.road), Some(Road::Tun));
         assert_eq!(express.instead(Datapath::Ebpf, &failed), None);
         assert_eq!(express.instead(Datapath::Auto, &HostError::Refused("loopback".into())), None);
+    }
+
+    #[test]
+    fn scopes_need_the_express_lane() {
+        let why = Some("CAP_BPF is missing");
+        let chosen = |unavailable| choose(Datapath::Auto, "", unavailable).unwrap();
+        assert!(check_scope(&Scope::Workstation, &chosen(why)).is_ok());
+        assert!(check_scope(&Scope::Tree, &chosen(None)).is_ok());
+        for scope in [Scope::Tree, Scope::Cgroup("/sys/fs/cgroup/x".into())] {
+            let said = check_scope(&scope, &chosen(why)).unwrap_err().to_string();
+            assert!(said.contains("CAP_BPF") && said.contains("`tpx connect`"), "{said}");
+        }
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct Routing {
     pub inputs: Inputs,
     /// How connections enter the tunnel.
     pub road: Road,
+    /// Whose processes see the cluster.
+    pub scope: Scope,
     /// Whose names the cluster answers.
     pub wanted: Wanted,
     /// What must not be reached, and what is said instead.
@@ -76,23 +78,28 @@ impl Routing {
     }
 
     fn carried_out(&self, subnets: Subnets) -> Decided {
-        let mut plan = subnets.plan(Scope::Workstation, self.road, &self.inputs.name_servers);
+        let mut plan = subnets.plan(self.scope.clone(), self.road, &self.inputs.name_servers);
         plan.protected = self.inputs.api_server.iter().copied().take(Plan::MAX_PROTECTED).collect();
         let (rules, with) = &self.denials;
         let policy = Policy::new(rules.clone(), *with, &self.facts.addresses);
         (plan.deny, plan.deny_ports, plan.deny_with) = (policy.nets(), policy.ports(), *with);
+        // systemd-resolved serves everybody: it must not hear of a cluster that only some see.
+        plan.resolver = (self.scope == Scope::Workstation).then(|| self.resolver());
+        Decided { subnets: Arc::new(subnets), plan, policy: Arc::new(policy), problem: None }
+    }
+
+    fn resolver(&self) -> ResolverLink {
         let domains = self.wanted.policy(&self.facts).link_domains();
         // What matters comes first; what is left out is still answered to everybody who asks port 53 himself.
         let bounded = |mut domains: Vec<String>| {
             domains.truncate(Plan::MAX_DOMAINS);
             domains
         };
-        plan.resolver = Some(ResolverLink {
+        ResolverLink {
             servers: resolvers().to_vec(),
             routing_domains: bounded(domains.routing),
             search_domains: bounded(domains.search),
-        });
-        Decided { subnets: Arc::new(subnets), plan, policy: Arc::new(policy), problem: None }
+        }
     }
 }
 

@@ -1,8 +1,14 @@
 //! What `tpx status` shows; also its JSON and YAML form, so fields are part of the interface.
 
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tpx_core::{
+    plan,
     policy::{DenyRule, DenyWith},
     subnets::{self, Mode},
 };
@@ -14,6 +20,8 @@ pub(crate) struct Status {
     pub name: String,
     /// Whether streams can be opened now.
     pub state: State,
+    /// Whose processes see the cluster.
+    pub scope: Scope,
     /// Which cluster.
     pub kubernetes: Kubernetes,
     /// The namespace whose services are known by a single label.
@@ -42,6 +50,54 @@ pub(crate) enum State {
     Connected,
     /// The carrier was lost and is being made again; new connections fail meanwhile.
     Reconnecting,
+}
+
+/// Whose processes see the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Scope {
+    /// All of this machine.
+    Workstation,
+    /// Those in a directory of the cgroup2 tree (`tpx connect --scope`).
+    Cgroup {
+        /// The directory.
+        cgroup: PathBuf,
+    },
+    /// A command's own process tree (`tpx run`).
+    Tree {
+        /// Its directory in the cgroup2 tree.
+        cgroup: PathBuf,
+    },
+}
+
+impl Scope {
+    /// The scope of a plan; `tree` is the directory that was made for it.
+    pub(crate) fn of(plan: &plan::Scope, tree: Option<&Path>) -> Self {
+        match (plan, tree) {
+            (plan::Scope::Workstation, _) => Self::Workstation,
+            (plan::Scope::Cgroup(cgroup), _) => Self::Cgroup { cgroup: cgroup.clone() },
+            (plan::Scope::Tree, tree) => Self::Tree { cgroup: tree.map(PathBuf::from).unwrap_or_default() },
+        }
+    }
+
+    /// The directory of the cgroup2 tree; `None` where every process counts.
+    pub(crate) fn cgroup(&self) -> Option<&Path> {
+        match self {
+            Self::Workstation => None,
+            Self::Cgroup { cgroup } | Self::Tree { cgroup } => Some(cgroup),
+        }
+    }
+}
+
+/// As the middle of a sentence.
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workstation => f.write_str("workstation"),
+            Self::Cgroup { cgroup } => write!(f, "cgroup {}", cgroup.display()),
+            Self::Tree { .. } => f.write_str("process tree"),
+        }
+    }
 }
 
 /// The API server and who asks.

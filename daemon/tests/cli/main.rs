@@ -3,4 +3,5 @@
 mod bad_input;
 mod config_view;
 mod laptop;
+mod scopes;
 mod unconnected;

@@ -30,6 +30,8 @@ fn every_command_has_help_with_what_it_does() {
     let laptop = Laptop::new();
     for (arguments, words) in [
         (&["connect", "--help"][..], &["Examples:", "--datapath", "--vnat", "also, service, pods or all"][..]),
+        (&["connect", "--help"], &["--scope", "unit:NAME", "--name"]),
+        (&["run", "--help"], &["Examples:", "--env-file", "--quiet", "127", "eBPF"]),
         (&["explain", "--help"], &["Examples:", "ADDRESS|NAME|PID", "a process"]),
         (&["env", "translate", "--help"], &["Examples:", "--file", "KEY=VALUE"]),
         (&["maps", "dump", "--help"], &["Examples:", "--watch", "rules", "vnat", "flows", "scopes", "counters"]),

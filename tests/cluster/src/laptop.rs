@@ -70,9 +70,9 @@ pub(crate) fn status() -> Result<Option<Value>> {
     }
 }
 
-/// Leaves, if connected.
+/// Leaves, wherever connected.
 pub(crate) fn quit() -> Result<()> {
-    run(Command::new("tpx").arg("quit"))?.success().map(drop)
+    run(Command::new("tpx").args(["quit", "--all"]))?.success().map(drop)
 }
 
 /// Runs the probe as root.

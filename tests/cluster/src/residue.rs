@@ -1,6 +1,11 @@
 //! What may be left when nothing is connected: nothing that has an effect.
 
-use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -22,8 +27,19 @@ pub(crate) fn after_case(name: &str, result: Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// Within two seconds there is no program, rule with effect, route, device, address or process.
+/// Within two seconds there is no program, rule with effect, route, device, address, cgroup or process.
 pub(crate) fn nothing_left() -> Result<()> {
+    nothing_at_work()?;
+    eventually(CLEAN_UP, || {
+        let trees: Vec<PathBuf> = cgroups().into_iter().filter(|path| is_tree(path)).collect();
+        ensure!(trees.is_empty(), "cgroups are left: {trees:?}");
+        Ok(())
+    })
+}
+
+/// As [`nothing_left`], but for the cgroups of process trees: they have no effect, hang on no file, and stay when the
+/// privileged daemon is killed, until the next one starts.
+pub(crate) fn nothing_at_work() -> Result<()> {
     eventually(CLEAN_UP, || {
         let daemons = laptop::daemons()?;
         ensure!(daemons.is_empty(), "processes are left: {daemons:?}");
@@ -50,12 +66,33 @@ pub(crate) fn no_datapath() -> Result<()> {
     Ok(())
 }
 
-/// What is attached to this laptop: to the root of its cgroup tree, or to its network namespace. Other laptops may be at
-/// work on the same kernel.
+/// What is attached to this laptop: to its cgroup tree, or to its network namespace. Other laptops may be at work on the
+/// same kernel.
 fn links() -> Result<Vec<String>> {
-    let cgroup = fs::metadata("/sys/fs/cgroup")?.ino();
+    let inode = |path: PathBuf| fs::metadata(path).map(|meta| meta.ino()).ok();
+    let cgroups: Vec<u64> = cgroups().into_iter().filter_map(inode).collect();
     let netns = fs::metadata("/proc/self/ns/net")?.ino();
     let all: Value = serde_json::from_str(&sh("bpftool -j link show")?.success()?)?;
-    let ours = |link: &&Value| link["cgroup_id"] == cgroup || link["netns_ino"] == netns;
+    let ours = |link: &&Value| {
+        link["cgroup_id"].as_u64().is_some_and(|id| cgroups.contains(&id)) || link["netns_ino"] == netns
+    };
     Ok(all.as_array().into_iter().flatten().filter(ours).map(|link| link["attach_type"].to_string()).collect())
+}
+
+/// The directories of this laptop's cgroup tree, its root first.
+fn cgroups() -> Vec<PathBuf> {
+    let mut found = vec![PathBuf::from("/sys/fs/cgroup")];
+    let mut next = 0;
+    while let Some(directory) = found.get(next).cloned() {
+        let inside = fs::read_dir(directory).into_iter().flatten().flatten();
+        found
+            .extend(inside.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+        next += 1;
+    }
+    found
+}
+
+/// Whether a directory was made for `tpx run`.
+fn is_tree(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"tpx-tree-"))
 }

@@ -41,6 +41,7 @@ impl World {
             api_server: vec![ip("10.244.200.1"), ip("198.51.100.7")],
             name_servers: vec![ip("10.244.200.53"), ip("192.168.1.53"), ip("fd10:244::53")],
             gateways: vec![ip("10.244.200.254"), ip("192.168.1.1"), ip("fd10:244::fe")],
+            scoped: false,
             policy: RoutingPolicy {
                 also_proxy: nets(&["203.0.113.0/24", "203.0.113.64/28", "fd30::/64"]),
                 never_proxy: nets(&["203.0.113.64/26", "10.244.9.0/24", "fd30::/96"]),

@@ -25,6 +25,9 @@ pub struct Inputs {
     pub pod_subnets: Vec<IpNet>,
     /// The host's unicast routes without those of tpx's own device, of all tables that are in use.
     pub host_routes: Vec<HostRoute>,
+    /// Whether only the processes of a scope are steered. Then the host's routes conflict with nothing: everybody else
+    /// follows them as before, and the scope asked for the cluster.
+    pub scoped: bool,
     /// Where the API server (or the proxy in front of it) is; the tunnel itself runs over it. Never captured.
     pub api_server: Vec<IpAddr>,
     /// The host's name servers. Never captured.
@@ -208,7 +211,8 @@ fn judge(
     if allowed.is_some() {
         return (role, Verdict::In(Mode::Direct));
     }
-    let mode = match conflict(subnet, marks, &inputs.host_routes) {
+    let in_the_way = if inputs.scoped { None } else { conflict(subnet, marks, &inputs.host_routes) };
+    let mode = match in_the_way {
         None => Mode::Direct,
         Some(route) if inputs.policy.auto_resolve => Mode::Virtual { range, because: Because::Conflict(route) },
         Some(route) => Mode::Refused { because: Because::Conflict(route) },

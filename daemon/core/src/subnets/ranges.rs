@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use tpx_ebpf_abi::slot;
 
-use super::{Inputs, SubnetError};
+use super::{HostRoute, Inputs, SubnetError};
 use crate::{
     cidr,
     plan::{PlanError, may_be_steered},
@@ -50,8 +50,8 @@ pub(crate) fn can_hold(range: IpNet) -> Result<(), String> {
 /// What else uses addresses of `range`.
 fn neighbour(range: IpNet, inputs: &Inputs) -> Option<String> {
     let overlaps = |net: &IpNet| range.contains(net) || net.contains(&range);
-    let mut routes: Vec<_> =
-        inputs.host_routes.iter().filter(|r| !r.is_default() && overlaps(&r.destination)).collect();
+    let taken = |route: &&HostRoute| !inputs.scoped && !route.is_default() && overlaps(&route.destination);
+    let mut routes: Vec<_> = inputs.host_routes.iter().filter(taken).collect();
     routes.sort();
     if let Some(route) = routes.first() {
         return Some(format!("the host's route {route}"));

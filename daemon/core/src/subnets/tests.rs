@@ -109,6 +109,40 @@ fn equal_and_narrower_routes_are_conflicts_too() {
 }
 
 #[test]
+fn in_a_scope_the_hosts_routes_conflict_with_nothing() {
+    let vpn = |i: &mut Inputs| {
+        i.scoped = true;
+        i.host_routes.extend([route("10.0.0.0/8", "vpn0"), route("246.0.0.0/8", "vpn1")]);
+        // Also where a conflict would be an error.
+        i.policy.auto_resolve = false;
+    };
+    assert_eq!(shown(&with(vpn)), DIRECT);
+    // What the user asks for is done, and what is protected stays so.
+    let lines = shown(&with(|i| {
+        vpn(i);
+        i.policy.vnat = vec![VnatSelector::Pods];
+        i.api_server.push("10.96.0.1".parse().unwrap());
+        i.name_servers.push("10.96.0.53".parse().unwrap());
+        i.gateways.push("10.96.0.9".parse().unwrap());
+    }));
+    let wanted = [
+        DIRECT[0],
+        "10.244.0.0/16 pods virtual: --vnat pods says so",
+        DIRECT[2],
+        "10.96.0.1/32 not: it is the API server",
+        "10.96.0.9/32 not: it is a gateway of this host",
+        "10.96.0.53/32 not: it is a name server of this host",
+    ];
+    assert_eq!(lines, wanted);
+    // The ranges of virtual addresses must still be free of what the scope itself reaches.
+    let taken = with(|i| {
+        vpn(i);
+        i.service_subnets.push(net("246.246.0.0/20"));
+    });
+    assert!(decide(&taken).unwrap_err().to_string().contains("246.246.0.0/20"));
+}
+
+#[test]
 fn every_symbol_moves_its_own() {
     let asked = |selector: &str| {
         policy(|p| {
@@ -343,7 +377,7 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
             .map(|(n, destination)| HostRoute { destination, device: format!("dev{n}"), gateway: None, table: 254 })
             .collect::<Vec<_>>()
     });
-    let rules = (proptest::collection::vec(selector, 0..3), list(), list(), list(), any::<bool>());
+    let rules = (proptest::collection::vec(selector, 0..3), list(), list(), list(), any::<bool>(), any::<bool>());
     ((list(), list(), routes), (hosts(), hosts(), hosts()), rules).prop_map(|(cluster, hosts, rules)| Inputs {
         service_subnets: cluster.0,
         pod_subnets: cluster.1,
@@ -351,6 +385,7 @@ fn any_inputs() -> impl Strategy<Value = Inputs> {
         api_server: hosts.0,
         name_servers: hosts.1,
         gateways: hosts.2,
+        scoped: rules.5,
         policy: RoutingPolicy {
             vnat: rules.0,
             also_proxy: rules.1,
@@ -408,7 +443,7 @@ fn expected(inputs: &Inputs, ip: IpAddr) -> &'static str {
     let mut inside: Vec<IpNet> = [all, policy.never_proxy.clone(), policy.allow_conflicting.clone()].concat();
     inside.extend(hosts.into_iter().map(IpNet::from));
     inside.retain(|n| subnet.contains(n) && *n != subnet);
-    let conflicts = inputs.host_routes.iter().filter(|r| !r.is_default()).any(|route| {
+    let conflicts = inputs.host_routes.iter().filter(|r| !inputs.scoped && !r.is_default()).any(|route| {
         let shared = if route.destination.contains(&subnet) { subnet } else { route.destination };
         subnet.contains(&shared) && !crate::cidr::difference(&[shared], &inside).is_empty()
     });

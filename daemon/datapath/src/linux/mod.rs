@@ -2,6 +2,7 @@
 
 mod bridges;
 mod bypass;
+pub mod cgroup;
 pub mod express;
 mod handover;
 #[cfg(feature = "privileged")]

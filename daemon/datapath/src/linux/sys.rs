@@ -30,6 +30,12 @@ pub(super) fn watch_file(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) }?)
 }
 
+/// Tells when a file has something out of the ordinary to say, as those of cgroups do when they change.
+pub(super) fn watch_priority(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: as for `watch_file`.
+    Ok(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?)
+}
+
 /// Has large blocks of memory come from the kernel, untouched, and go back there when they are freed.
 ///
 /// The C library does so only until the first such block is freed; then it keeps them, and zeroes them when they are

@@ -9,6 +9,8 @@ mod maps;
 mod policy;
 mod reach;
 mod resolved;
+mod run;
+mod scopes;
 mod semantics;
 mod udp;
 mod users;
@@ -21,7 +23,7 @@ use crate::laptop;
 /// A case's name and what it does.
 pub(crate) type Case = (&'static str, fn() -> anyhow::Result<()>);
 
-/// All cases. Those that look at the kernel's maps have nothing to see where the floor carries everything.
+/// All cases. Those that need programs have nothing to see where the floor carries everything.
 pub(crate) fn all() -> Vec<Case> {
     let first = [
         wrong::CASES,
@@ -37,6 +39,7 @@ pub(crate) fn all() -> Vec<Case> {
         flows::CASES,
         policy::CASES,
     ];
-    let maps = if laptop::is_tun() { &[] } else { maps::CASES };
-    [&first.concat(), maps, crash::CASES, users::CASES].concat()
+    let programs =
+        if laptop::is_tun() { run::ON_THE_FLOOR.to_vec() } else { [maps::CASES, run::CASES, scopes::CASES].concat() };
+    [&first.concat(), &programs[..], crash::CASES, users::CASES].concat()
 }

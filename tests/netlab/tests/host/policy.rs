@@ -4,6 +4,8 @@ use std::{io, net::UdpSocket};
 
 use anyhow::{Context as _, Result, ensure};
 use tpx_core::{plan::Plan, policy::DenyWith};
+use tpx_datapath::linux::Slot;
+use tpx_ebpf_abi::mark;
 use tpx_netlab::World;
 
 use crate::{
@@ -139,7 +141,7 @@ pub(crate) fn tunnel_only(world: &World) -> Result<()> {
     let local = std::net::TcpListener::bind("127.0.0.1:0")?;
     app::connect(local.local_addr()?).context("loopback")?;
     let exception = addr("10.96.9.7:80");
-    app::ensure_untouched(&app::stream_for(exception)?, exception)?;
+    app::ensure_left(&app::stream_for(exception)?, exception, mark::member(Slot::FIRST))?;
     let outside = world.outside(|| app::stream_for(addr("10.96.8.7:80")))?;
     app::ensure_untouched(&outside, addr("10.96.8.7:80"))?;
     // The cluster's names still resolve.
