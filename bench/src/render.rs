@@ -226,7 +226,7 @@ fn full(report: &Report) -> Table {
 
 fn per_flow(report: &Report) -> Table {
     let mut table = table(["an open flow holds", "KiB", "of flows", "opened per second"].map(str::to_owned));
-    for PerFlow { flows, seconds, kib } in &report.per_flow {
+    if let Some(PerFlow { flows, seconds, kib }) = &report.per_flow {
         for (who, kib) in kib {
             let rate = number(Some(*flows as f64 / seconds));
             table.add_row([who.clone(), number(Some(*kib)), flows.to_string(), rate]);
@@ -239,7 +239,7 @@ fn per_flow(report: &Report) -> Table {
 fn crowd(report: &Report) -> Table {
     let titles = ["tpx connect in a large cluster", "until ready, s", "until first byte, s", "times", "filled in, s"];
     let mut table = table(titles.map(str::to_owned));
-    for crowd in &report.crowd {
+    if let Some(crowd) = &report.crowd {
         let what = format!("{} namespaces, {} services", crowd.filled.namespaces, crowd.filled.services);
         let times = crowd.colds.len().to_string();
         let filled = number(Some(crowd.filled.seconds));
