@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use tpx_ebpf_abi::{
     Counter, Flow, Rule, Station, Target, Verdict,
-    maps::{BYPASS_MAX, HELD_MAX, RULES_MAX, SENDERS_MAX, STATIONS_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
+    maps::{BYPASS_MAX, HELD_MAX, RULES_MAX, STATIONS_MAX, SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX},
     mark,
     slot::{NAMES, Slot},
 };
@@ -63,9 +63,7 @@ pub(crate) static HELD: HashMap<Flow, Verdict> = HashMap::with_max_entries(HELD_
 #[map]
 pub(crate) static SYNS: RingBuf = RingBuf::with_byte_size(SYNS_BYTES, 0);
 #[map]
-pub(crate) static SENDERS: LpmTrie<[u8; 16], u8> = LpmTrie::with_max_entries(SENDERS_MAX, 0);
-#[map]
-pub(crate) static STATIONS: LruHashMap<[u8; 16], Station> = LruHashMap::with_max_entries(STATIONS_MAX, 0);
+pub(crate) static STATIONS: LruHashMap<[u32; 4], Station> = LruHashMap::with_max_entries(STATIONS_MAX, 0);
 #[map]
 static LOOKED_UP: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[map]

@@ -104,7 +104,8 @@ fn run(arguments: &Serve) -> anyhow::Result<()> {
             // Started for a connection that is being made.
             host.prepare();
         }
-        let service = serve::Service::new(host, owner, unavailable);
+        let bridges = host.bridges();
+        let service = serve::Service::new(host, bridges, owner, unavailable);
         serve::serve(socket, service, arguments.exit_when_idle).await
     })
 }

@@ -15,7 +15,7 @@ use tokio::{
 use tpx_core::plan::Plan;
 use tpx_datapath::{
     Host,
-    linux::Handover,
+    linux::{Bridges, Handover},
     remote::protocol::{Session, Status},
 };
 
@@ -44,6 +44,7 @@ pub(crate) struct Service<H> {
     /// Gives each connection its number.
     pub(crate) connections: AtomicU64,
     session: watch::Sender<Option<Claim>>,
+    bridges: watch::Receiver<Bridges>,
     state: Mutex<State>,
     pace: Mutex<Pace>,
 }
@@ -62,12 +63,14 @@ struct Claim {
 }
 
 impl<H> Service<H> {
-    pub(crate) fn new(host: H, owner: u32, unavailable: Option<String>) -> Self {
+    /// Serves `owner` with `host`, whose `bridges` are shown.
+    pub(crate) fn new(host: H, bridges: watch::Receiver<Bridges>, owner: u32, unavailable: Option<String>) -> Self {
         Self {
             host: tokio::sync::Mutex::new(host),
             owner,
             connections: AtomicU64::new(0),
             session: watch::Sender::new(None),
+            bridges,
             state: Mutex::new(State { plan: None, unavailable }),
             pace: Mutex::new(Pace::new(BURST, INTERVAL, std::time::Instant::now())),
         }
@@ -138,6 +141,7 @@ impl<H> Service<H> {
             session: self.session.borrow().map(|c| c.session),
             plan: state.plan.clone(),
             unavailable: state.unavailable.clone(),
+            bridges: self.bridges.borrow().clone(),
         }
     }
 

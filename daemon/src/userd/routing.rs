@@ -69,6 +69,9 @@ impl Routing {
     fn carried_out(&self, subnets: Subnets) -> Decided {
         let mut plan = subnets.plan(Scope::Workstation, self.road, &self.inputs.name_servers);
         plan.protected = self.inputs.api_server.iter().copied().take(Plan::MAX_PROTECTED).collect();
+        if self.road == Road::Express {
+            plan.container_devices = self.wanted.config.served_devices();
+        }
         let domains = self.wanted.policy(&self.facts).link_domains();
         let bounded = |mut domains: Vec<String>| {
             domains.truncate(Plan::MAX_DOMAINS);

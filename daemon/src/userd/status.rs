@@ -3,6 +3,7 @@
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tpx_core::subnets::{self, Mode};
+use tpx_datapath::linux::{Bridge, Bridges, Hook};
 
 /// The whole state of one connection.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -74,8 +75,43 @@ pub(crate) struct Datapath {
     pub subnets: Vec<Subnet>,
     /// What never enters the tunnel although a subnet covers it.
     pub except: Vec<IpNet>,
+    /// Who sees the cluster besides this machine's processes.
+    pub containers: Containers,
     /// Why a later change of cluster or host could not be followed.
     pub problem: Option<String>,
+}
+
+/// The containers on this machine.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Containers {
+    /// Bridges whose containers see the cluster.
+    pub bridges: Vec<String>,
+    /// How their packets are taken: `tcx` or `clsact`.
+    pub hook: Option<Hook>,
+    /// Bridges whose containers do not, with the reason.
+    pub problems: Vec<String>,
+    /// Why none does.
+    pub problem: Option<String>,
+}
+
+impl Containers {
+    /// None, for one reason.
+    pub(crate) fn none(problem: impl Into<String>) -> Self {
+        Self { problem: Some(problem.into()), ..Self::default() }
+    }
+}
+
+impl From<Bridges> for Containers {
+    fn from(all: Bridges) -> Self {
+        let (served, not): (Vec<_>, Vec<_>) = all.bridges.into_iter().partition(|bridge| bridge.problem.is_none());
+        let problem = |bridge: Bridge| format!("{}: {}", bridge.name, bridge.problem.unwrap_or_default());
+        Self {
+            bridges: served.into_iter().map(|bridge| bridge.name).collect(),
+            hook: all.hook,
+            problems: not.into_iter().map(problem).collect(),
+            problem: all.problem,
+        }
+    }
 }
 
 /// A subnet that is reached through the cluster.

@@ -138,7 +138,10 @@ fn every_mistake_is_one_line_that_names_the_place() {
             "virtualSubnet: 246.0.0.0/16\n",
             "config.yml:1:1: virtualSubnet: unknown key; did you mean routing.virtualSubnet?",
         ),
-        ("colour: red\n", "config.yml:1:1: colour: unknown key; known here: datapath, routing, containers, dns, logLevels"),
+        (
+            "colour: red\n",
+            "config.yml:1:1: colour: unknown key; known here: datapath, routing, containers, dns, logLevels",
+        ),
         (
             "dns:\n  mappings:\n  - name: a.b\n    aliasfor: c.d\n",
             "config.yml:4:5: dns.mappings.aliasfor: unknown key; did you mean dns.mappings.aliasFor?",

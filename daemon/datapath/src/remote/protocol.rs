@@ -8,10 +8,13 @@ use std::io;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tpx_core::plan::Plan;
 
-use crate::{HostError, linux::Layout};
+use crate::{
+    HostError,
+    linux::{Bridges, Layout},
+};
 
 /// Version of this protocol. Both ends have to speak the same one; [`Hello`] and [`Welcome`] stay readable for all.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Longest JSON of a frame, in bytes. A plan of the greatest allowed size takes less than half of it.
 pub const FRAME_MAX: usize = 1 << 20;
 /// Most files with one frame. The kernel's own limit is 253.
@@ -120,6 +123,9 @@ pub struct Status {
     pub plan: Option<Plan>,
     /// Why the express lane is not available, as one line.
     pub unavailable: Option<String>,
+    /// The bridges whose containers are served.
+    #[serde(default)]
+    pub bridges: Bridges,
 }
 
 /// A [`HostError`] on its way.

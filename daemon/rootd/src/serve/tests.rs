@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use tokio::{net::UnixListener, task::JoinHandle};
 use tpx_datapath::{
     HostError,
-    linux::Layout,
+    linux::{Bridge, Hook, Layout},
     remote::{
         ConnectError, RemoteHost, look,
         protocol::{FRAME_MAX, Hello, Reply, Request, VERSION, Welcome, frame, take},
@@ -93,7 +93,7 @@ impl Running {
         let directory = tempfile::tempdir().unwrap();
         let notes = Notebook::default();
         let socket = socket::bind(&directory.path().join("s"), rustix::process::getuid().as_raw()).unwrap();
-        let service = Service::new(NotingHost(notes.clone()), owner, None);
+        let service = Service::new(NotingHost(notes.clone()), bridges(), owner, None);
         let task = tokio::spawn(serve(socket, service, when_idle));
         Self { directory, notes, task }
     }
@@ -101,6 +101,11 @@ impl Running {
     fn path(&self) -> PathBuf {
         self.directory.path().join("s")
     }
+}
+
+fn bridges() -> watch::Receiver<Bridges> {
+    let docker = Bridge { name: "docker0".into(), problem: None };
+    watch::Sender::new(Bridges { bridges: vec![docker], hook: Some(Hook::Tcx), problem: None }).subscribe()
 }
 
 fn me() -> u32 {
@@ -126,6 +131,7 @@ async fn applies_for_one_session_and_reverts_when_it_ends() {
     host.apply(&plan(3)).await.unwrap();
     let status = host.status().await.unwrap();
     assert_eq!((status.session.unwrap().pid, status.plan), (std::process::id(), Some(plan(3))));
+    assert_eq!((status.bridges.bridges[0].name.as_str(), status.bridges.hook), ("docker0", Some(Hook::Tcx)));
     assert_eq!(rootd.notes.read(), [Note::Applied(1), Note::Applied(3)]);
     drop(host);
     rootd.notes.wait_for(&[Note::Applied(1), Note::Applied(3), Note::Reverted]).await;

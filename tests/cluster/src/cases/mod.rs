@@ -1,5 +1,6 @@
 //! The cases, in the order in which they run: first what a connection does, then what ends it.
 
+mod containers;
 mod crash;
 mod dns;
 mod floor;
@@ -29,6 +30,7 @@ pub(crate) fn all() -> Vec<Case> {
         semantics::CASES,
         udp::CASES,
         floor::CASES,
+        containers::CASES,
         volume::CASES,
         vpn::CASES,
         resolved::CASES,

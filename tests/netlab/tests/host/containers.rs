@@ -19,7 +19,7 @@ use crate::{
     floor,
     neighbour::{Neighbour, ip},
     owner,
-    relay::{Relay, REFUSED, UNREACHABLE},
+    relay::{REFUSED, Relay, UNREACHABLE},
 };
 
 /// What a host does that lets no packet in or through but what finds neighbours: as strict as ufw, firewalld and Docker
@@ -272,7 +272,8 @@ fn datagram(to: SocketAddr, size: usize) -> Result<()> {
 }
 
 fn ping(to: IpAddr) -> Result<()> {
-    let out = Command::new("ping").args(["-c", "2", "-i", "0.05", "-W", "3", "-s", "3000", &to.to_string()]).output()?;
+    let out =
+        Command::new("ping").args(["-c", "2", "-i", "0.05", "-W", "3", "-s", "3000", &to.to_string()]).output()?;
     let text = String::from_utf8_lossy(&out.stdout);
     ensure!(out.status.success() && text.contains("2 received"), "{text}");
     Ok(())
@@ -436,10 +437,7 @@ pub(crate) fn come_and_go(world: &World) -> Result<()> {
         ip(words)?;
     }
     // A plan without patterns serves none, a process tree neither.
-    for without in [
-        Plan { container_devices: Vec::new(), ..plan() },
-        Plan { scope: world.scope(), ..plan() },
-    ] {
+    for without in [Plan { container_devices: Vec::new(), ..plan() }, Plan { scope: world.scope(), ..plan() }] {
         drop(relay.apply(world, &without)?);
         wait_for(&relay.host, &[])?;
         ensure!(first.is_bare()?);
@@ -471,6 +469,16 @@ pub(crate) fn foreign(world: &World) -> Result<()> {
     // What the host routes into the tunnel by itself is not handed to the bridge on its way back.
     ensure!(relay.count("containers_answered")? == 1, "{}", relay.count("containers_answered")?);
     relay.stop(world)
+}
+
+pub(crate) fn few_capabilities(world: &World) -> Result<()> {
+    let bridge = Bridge::docker()?;
+    let mut owner = owner::start(world, &plan(), true)?;
+    ensure!(!bridge.is_bare()?, "the bridge is not served");
+    drop(owner.stdin.take());
+    ensure!(owner.wait()?.success());
+    ensure!(bridge.is_bare()?, "something is left on the bridge");
+    Ok(())
 }
 
 /// Filters stay when their process is killed; they take nothing any more, and the next start removes them.

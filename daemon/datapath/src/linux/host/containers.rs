@@ -11,7 +11,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, LpmTrie, lpm_trie::Key},
+    maps::HashMap,
     programs::{
         LinkOrder, SchedClassifier, TcAttachType,
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
@@ -28,7 +28,7 @@ use tpx_ebpf_abi::{
 use super::{
     failed,
     links::{BridgeLink, Links},
-    programs::{Shared, get, load_failed, missing},
+    programs::{Shared, get, load_failed},
     tc,
 };
 use crate::{
@@ -190,10 +190,6 @@ impl Serving {
                 classifier.load().map_err(|e| load_failed(name, &e))?;
             }
         }
-        let map = bpf.map_mut(maps::SENDERS).ok_or_else(|| missing(maps::SENDERS))?;
-        let mut senders: LpmTrie<_, [u8; 16], u8> =
-            map.try_into().map_err(|e| failed("open the map of containers", &e))?;
-        senders.insert(&Key::new(0, [0; 16]), 1, 0).map_err(|e| failed("let containers see the cluster", &e))?;
         if self.hook == Hook::Clsact {
             // What a run left behind that was killed. Its device is gone: its filters let everything pass.
             for bridge in bridges {
@@ -242,10 +238,8 @@ impl Serving {
     }
 
     fn report(&self) {
-        let row = |served: &Served| Bridge {
-            name: served.name.clone(),
-            problem: served.attached.as_ref().err().cloned(),
-        };
+        let row =
+            |served: &Served| Bridge { name: served.name.clone(), problem: served.attached.as_ref().err().cloned() };
         let mut rows: Vec<Bridge> = self.served.values().map(row).collect();
         rows.sort();
         let now = Bridges { bridges: rows, hook: self.answers.is_some().then_some(self.hook), problem: None };
@@ -308,8 +302,6 @@ fn attach(
     };
     let what = || format!("attach {program} to {device}");
     let classifier: &mut SchedClassifier = get(bpf, program)?;
-    let id = classifier
-        .attach_with_options(device, TcAttachType::Ingress, options)
-        .map_err(|e| failed(what(), &e))?;
+    let id = classifier.attach_with_options(device, TcAttachType::Ingress, options).map_err(|e| failed(what(), &e))?;
     classifier.take_link(id).map_err(|e| failed(what(), &e))
 }
