@@ -7,14 +7,13 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, TC_ACT_UNSPEC},
     macros::classifier,
-    maps::lpm_trie::Key,
     programs::TcContext,
 };
-use tpx_ebpf_abi::{Counter, DNS_PORT, Station, may_be_container, ports4, ports6, takes, v4_mapped};
+use tpx_ebpf_abi::{Counter, DNS_PORT, Station, may_send4, may_send6, ports4, ports6, takes};
 
 use crate::{
     connect::{rule4, rule6},
-    maps::{DEVICE, OUTLIVES, SENDERS, STATIONS, count},
+    maps::{DEVICE, OUTLIVES, STATIONS, count},
     sys::{ETHERNET, Frame, Route, found},
 };
 
@@ -38,7 +37,7 @@ pub(crate) fn from_container(ctx: TcContext) -> i32 {
 #[classifier]
 pub(crate) fn to_container(ctx: TcContext) -> i32 {
     let frame = Frame(&ctx);
-    let destination = if frame.is_v4() { frame.load(16).map(v4_mapped) } else { frame.load(24) };
+    let destination = if frame.is_v4() { frame.load(16).map(mapped_words) } else { frame.load(24).map(words) };
     let Some(destination) = destination else { return TC_ACT_UNSPEC };
     let Some(station) = found(STATIONS.get_ptr(destination)) else { return TC_ACT_UNSPEC };
     count(Counter::ContainersAnswered);
@@ -57,7 +56,7 @@ fn taken4(frame: &Frame<'_>) -> Option<Counter> {
         let ports: [u8; 4] = frame.load(ETHERNET + ports4(&header)?)?;
         asks(ports, || frame.route4(destination))?
     };
-    remember(frame, v4_mapped(source), || frame.route4(source))?;
+    remember(frame, mapped_words(source), || may_send4(source) && lives_here(frame, frame.route4(source)))?;
     Some(why)
 }
 
@@ -73,7 +72,7 @@ fn taken6(frame: &Frame<'_>) -> Option<Counter> {
         let ports: [u8; 4] = frame.load(ETHERNET + ports6(&header)?)?;
         asks(ports, || frame.route6(destination))?
     };
-    remember(frame, source, || frame.route6(source))?;
+    remember(frame, words(source), || may_send6(&source) && lives_here(frame, frame.route6(source)))?;
     Some(why)
 }
 
@@ -86,23 +85,40 @@ fn asks(ports: [u8; 4], route: impl FnOnce() -> Route) -> Option<Counter> {
     asks.then_some(Counter::ContainersAsked)
 }
 
-/// Remembers where the sender is; `None` when it does not see the cluster. An address that the host would not look for
-/// behind this bridge is not taken: its answers, and those of whoever really has it, would go astray.
+/// Remembers where the sender is; `None` when it is not where it says.
 #[inline(always)]
-fn remember(frame: &Frame<'_>, source: [u8; 16], route: impl FnOnce() -> Route) -> Option<()> {
-    SENDERS.get(Key::new(128, source))?;
+fn remember(frame: &Frame<'_>, source: [u32; 4], is_there: impl FnOnce() -> bool) -> Option<()> {
     let station = Station::of(frame.device(), frame.load(0)?);
-    if found(STATIONS.get_ptr(source)) == Some(station) {
+    if found(STATIONS.get_ptr(source)).is_some_and(|known| known.is(&station)) {
         return Some(());
     }
-    let lives_here = match route() {
-        Route::Device(device) => device == station.device,
-        Route::Stays => false,
-        Route::NoRouter => true,
-    };
-    if !lives_here || !may_be_container(&source) {
+    if !is_there() {
         count(Counter::ContainersForeign);
         return None;
     }
     STATIONS.insert(source, station, BPF_ANY.into()).ok()
+}
+
+/// An address that the host would not look for behind this bridge is not taken: its answers, and those of whoever really
+/// has it, would go astray.
+#[inline(always)]
+fn lives_here(frame: &Frame<'_>, route: Route) -> bool {
+    match route {
+        Route::Device(device) => device == frame.device(),
+        Route::Stays => false,
+        Route::NoRouter => true,
+    }
+}
+
+/// An address in words: as bytes the zeros of an IPv4-mapped one would be filled in by a loop, which needs CAP_PERFMON.
+#[inline(always)]
+fn words(ip: [u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = ip;
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
+}
+
+/// An IPv4 address as an IPv4-mapped one (RFC 4291, 2.5.5.2).
+#[inline(always)]
+fn mapped_words(ip: [u8; 4]) -> [u32; 4] {
+    [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes(ip)]
 }

@@ -10,8 +10,8 @@ use aya_ebpf::{
 use tpx_ebpf_abi::{
     Counter, Flow, Owner, Policy, Rule, Station, Target, Verdict,
     maps::{
-        BOUND_MAX, BYPASS_MAX, CALLERS_MAX, DENY_PORTS_MAX, HELD_MAX, OWNERS_MAX, RULES_MAX, SENDERS_MAX, STATIONS_MAX,
-        SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX,
+        BOUND_MAX, BYPASS_MAX, CALLERS_MAX, DENY_PORTS_MAX, HELD_MAX, OWNERS_MAX, RULES_MAX, STATIONS_MAX, SYNS_BYTES,
+        TARGETS_MAX, VIRTUAL_MAX,
     },
     mark,
     slot::{NAMES, Slot},
@@ -95,9 +95,7 @@ pub(crate) static OWNERS: LruHashMap<Flow, Owner> = LruHashMap::with_max_entries
 #[map]
 pub(crate) static SYNS: RingBuf = RingBuf::with_byte_size(SYNS_BYTES, 0);
 #[map]
-pub(crate) static SENDERS: LpmTrie<[u8; 16], u8> = LpmTrie::with_max_entries(SENDERS_MAX, 0);
-#[map]
-pub(crate) static STATIONS: LruHashMap<[u8; 16], Station> = LruHashMap::with_max_entries(STATIONS_MAX, 0);
+pub(crate) static STATIONS: LruHashMap<[u32; 4], Station> = LruHashMap::with_max_entries(STATIONS_MAX, 0);
 #[map]
 static LOOKED_UP: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[map]

@@ -39,7 +39,7 @@ fn open<T: Send>(count: usize, one: impl Fn(usize) -> Result<T> + Sync) -> Resul
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             if n >= count {
-                return Ok(open);
+                return anyhow::Ok(open);
             }
             open.push(one(n).with_context(|| format!("flow {n}"))?);
         }

@@ -1,6 +1,6 @@
 //! The server without sockets: for whoever has the bytes of a question already.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use hickory_proto::op::ResponseCode;
 use tokio::time::timeout;
@@ -22,6 +22,13 @@ pub struct Asker {
 impl Asker {
     pub(crate) fn new(shared: Arc<Shared>, upstream: Option<Arc<Upstream>>) -> Self {
         Self { shared, upstream }
+    }
+
+    /// The same for questions that were meant for `server`: what is not the cluster's goes there.
+    #[must_use]
+    pub fn towards(&self, server: SocketAddr) -> Self {
+        let upstream = Upstream::new(server, self.shared.limits.forward_sockets);
+        Self::new(Arc::clone(&self.shared), Some(Arc::new(upstream)))
     }
 
     /// The answer to one DNS message, or `None` where the server would say nothing. Over UDP it is at most as long as the

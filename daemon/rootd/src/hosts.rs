@@ -5,9 +5,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use tokio::sync::watch;
 use tpx_datapath::{
     HostError,
-    linux::{Ahead, LinuxHost, Process, Slot, enter},
+    linux::{Ahead, Bridges, LinuxHost, Process, Slot, enter},
 };
 
 use crate::sessions::Hosts;
@@ -34,6 +35,10 @@ impl Hosts for LinuxHosts {
             Some(ahead) => host.with_ahead(ahead),
             None => host,
         }
+    }
+
+    fn bridges(&self, host: &LinuxHost) -> watch::Receiver<Bridges> {
+        host.bridges()
     }
 
     fn enter(&self, cgroup: &Path, process: &Process) -> Result<(), HostError> {

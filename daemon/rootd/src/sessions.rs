@@ -12,7 +12,7 @@ use tokio::{sync::watch, time::timeout};
 use tpx_core::plan::{Plan, Scope};
 use tpx_datapath::{
     Host, HostError,
-    linux::{Handover, Process, Slot},
+    linux::{Bridges, Handover, Process, Slot},
     remote::protocol::{Session, Status},
 };
 
@@ -34,6 +34,9 @@ pub(crate) trait Hosts: Send + Sync + 'static {
 
     /// A host for `slot`, of a session of process `caller`.
     fn make(&self, slot: Slot, caller: u32) -> Self::Host;
+
+    /// The bridges whose containers a host serves, as they come and go.
+    fn bridges(&self, host: &Self::Host) -> watch::Receiver<Bridges>;
 
     /// Moves a process into the cgroup of a session.
     ///
@@ -61,6 +64,7 @@ struct Entry<H> {
     slot: Slot,
     /// Whoever changes it holds this lock from the request to the reply.
     host: SharedHost<H>,
+    bridges: watch::Receiver<Bridges>,
     /// What was applied last; `None` before the first success.
     plan: Option<Plan>,
     /// The cgroup that was made for it.
@@ -138,10 +142,12 @@ impl<M: Hosts> Sessions<M> {
                     return false;
                 }
             };
-            let host = Arc::new(tokio::sync::Mutex::new(self.hosts.make(slot, pid)));
+            let host = self.hosts.make(slot, pid);
+            let bridges = self.hosts.bridges(&host);
+            let host = Arc::new(tokio::sync::Mutex::new(host));
             claimed = Ok(Arc::clone(&host));
             let session = Session { uid, pid, slot: slot.index(), scope: scope.to_string() };
-            table.insert(connection, Entry { session, slot, host, plan: None, tree: None });
+            table.insert(connection, Entry { session, slot, host, bridges, plan: None, tree: None });
             true
         });
         claimed
@@ -231,13 +237,15 @@ impl<M: Hosts> Sessions<M> {
 
     /// What is going on, for who asks.
     pub(crate) fn status(&self, connection: u64) -> Status {
-        let plan = {
+        let (plan, bridges) = {
             let table = self.table.borrow();
             let first = || table.values().min_by_key(|entry| entry.slot);
-            table.get(&connection).or_else(first).and_then(|entry| entry.plan.clone())
+            let entry = table.get(&connection).or_else(first);
+            let bridges = entry.map(|entry| entry.bridges.borrow().clone());
+            (entry.and_then(|entry| entry.plan.clone()), bridges.unwrap_or_default())
         };
         let (pid, owner) = (std::process::id(), self.owner);
-        Status { pid, owner, sessions: self.list(), plan, unavailable: self.unavailable() }
+        Status { pid, owner, sessions: self.list(), plan, unavailable: self.unavailable(), bridges }
     }
 
     /// How long a request that changes the host of `connection` has to wait.

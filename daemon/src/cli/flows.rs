@@ -135,10 +135,11 @@ fn text(flows: &[Shown], rates: bool) -> String {
         let packets = row.packets_up.zip(row.packets_down);
         let age = FormattedDuration(Duration::from_secs_f64(row.seconds)).to_string();
         let ended = if row.ended_seconds_ago.is_some() { ", ended" } else { "" };
-        let process = match (&row.process, row.uid) {
-            (Some(process), _) => format!("{} ({})", process.name, process.pid),
-            (None, Some(uid)) => format!("of user {uid}"),
-            (None, None) => "-".into(),
+        let process = match (&row.process, row.uid, &row.bridge) {
+            (Some(process), ..) => format!("{} ({})", process.name, process.pid),
+            (None, Some(uid), _) => format!("of user {uid}"),
+            (None, None, Some(bridge)) => format!("container {} ({bridge})", row.source.ip()),
+            (None, None, None) => "-".into(),
         };
         let road = serde_json::to_value(row.road).ok().and_then(|road| Some(road.as_str()?.to_owned()));
         cells.extend([
@@ -171,6 +172,7 @@ mod tests {
             road: Way::Express,
             process: Some(Process { pid: 7, name: "curl".into() }),
             uid: Some(1000),
+            bridge: None,
             bytes_up: up,
             bytes_down: down,
             packets_up: None,
@@ -204,6 +206,10 @@ mod tests {
             assert!(text.contains(word), "{word} is not in {text}");
         }
         assert!(!text.contains("/S"));
+        let bridge = Some("docker0".to_owned());
+        let container = FlowRow { process: None, uid: None, bridge, road: Way::Floor, ..row(0, 1, 1) };
+        let text = super::text(&sorted(view(vec![container]), None, Instant::now()), false);
+        assert!(text.contains("container 192.0.2.1 (docker0)"), "{text}");
         let json = serde_json::to_value(&shown[0]).unwrap();
         assert!(json["bytes_up"] == 2048 && json["road"] == "express" && json["packets_up"].is_null(), "{json}");
     }

@@ -191,6 +191,7 @@ mod tests {
                 number: 0,
                 road: tpx_core::explain::Way::Express,
                 uid: None,
+                bridge: None,
                 bytes_up: 0,
                 bytes_down: 0,
                 packets_up: None,

@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 
 use crate::{
     ipc::NamespaceRow,
-    userd::status::{Dns, Scope, State, Status, Subnet},
+    userd::status::{Containers, Dns, Scope, State, Status, Subnet},
 };
 
 /// What `tpx connect` says in the end.
@@ -82,6 +82,21 @@ fn subnet(n: &Subnet) -> String {
     }
 }
 
+/// Which containers see the cluster.
+fn containers(c: &Containers) -> String {
+    if let Some(problem) = &c.problem {
+        return format!("not served: {problem}");
+    }
+    let hook = c.hook.map_or_else(String::new, |hook| format!(" ({hook})"));
+    let served = match &c.bridges[..] {
+        [] if c.problems.is_empty() => return "no bridge on this machine".into(),
+        [] => None,
+        bridges => Some(format!("behind {}{hook}", bridges.join(", "))),
+    };
+    let not = c.problems.iter().map(|problem| format!("not behind {problem}"));
+    served.into_iter().chain(not).collect::<Vec<_>>().join("\n")
+}
+
 /// `tpx status`.
 pub(crate) fn status(s: &Status) -> String {
     let state = match s.state {
@@ -103,6 +118,7 @@ pub(crate) fn status(s: &Status) -> String {
         ("Datapath", format!("{} ({})", s.datapath.road, s.datapath.because)),
         ("Subnets", subnets.join("\n")),
     ];
+    rows.push(("Containers", containers(&s.datapath.containers)));
     if !s.datapath.except.is_empty() {
         rows.push(("Never steered", join(&s.datapath.except)));
     }
@@ -205,7 +221,26 @@ fn join<T: ToString>(items: &[T]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tpx_datapath::linux::Hook;
+
     use super::*;
+
+    #[test]
+    fn containers_on_a_line_each() {
+        let of = |served: &[&str], problems: &[&str], problem: Option<&str>| {
+            containers(&Containers {
+                bridges: served.iter().map(|s| (*s).to_owned()).collect(),
+                hook: Some(Hook::Tcx),
+                problems: problems.iter().map(|s| (*s).to_owned()).collect(),
+                problem: problem.map(str::to_owned),
+            })
+        };
+        assert_eq!(of(&[], &[], None), "no bridge on this machine");
+        assert_eq!(of(&["cni0", "docker0"], &[], None), "behind cni0, docker0 (tcx)");
+        assert_eq!(of(&["cni0"], &["docker0: no"], None), "behind cni0 (tcx)\nnot behind docker0: no");
+        assert_eq!(of(&[], &["docker0: no"], None), "not behind docker0: no");
+        assert_eq!(of(&[], &[], Some("no eBPF")), "not served: no eBPF");
+    }
 
     #[test]
     fn pairs_are_aligned_and_keep_lines() {

@@ -137,6 +137,8 @@ pub(crate) struct FlowRow {
     pub process: Option<Process>,
     /// The user whose socket it is; `null`: nobody found out.
     pub uid: Option<u32>,
+    /// The bridge that its source is a container behind.
+    pub bridge: Option<String>,
     /// Bytes of payload from the application to the cluster.
     pub bytes_up: u64,
     /// Bytes of payload from the cluster to the application.

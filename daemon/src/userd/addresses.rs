@@ -44,6 +44,11 @@ impl Addresses {
         Arc::clone(&self.0.decided.borrow().policy)
     }
 
+    /// Whether what asks for `ip` goes through the tunnel.
+    pub(crate) fn steers(&self, ip: IpAddr) -> bool {
+        self.0.decided.borrow().plan.steers(ip)
+    }
+
     /// Where a flow that asked for `destination` really leads.
     ///
     /// # Errors

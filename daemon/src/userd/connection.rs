@@ -24,7 +24,7 @@ use super::{
     routing::{Decided, Routing, follow},
     service_names::ServiceNames,
     session::Session,
-    status::{self, Datapath, Kubernetes, Manager, Policy, RootDaemon, State, Status, Subnet, UserDaemon},
+    status::{self, Containers, Datapath, Kubernetes, Manager, Policy, RootDaemon, State, Status, Subnet, UserDaemon},
     tree::Tree,
 };
 use crate::{
@@ -230,7 +230,11 @@ impl Connection {
     /// Answers a request of the command line.
     pub(crate) fn answer(&self, request: Request, mut exchange: Exchange) {
         let reply = match request {
-            Request::Status => Reply::Status(Box::new(self.status())),
+            Request::Status => {
+                let status = self.status();
+                tokio::spawn(async move { exchange.send(&Reply::Status(Box::new(status.await))).await });
+                return;
+            }
             Request::ListNamespaces => Reply::Namespaces(self.namespaces()),
             Request::ConfigView => Reply::Config(Box::new(Config::clone(&self.identity.config))),
             Request::Connect(_) => Reply::Failed(Failure::new(
@@ -249,6 +253,24 @@ impl Connection {
             }
         };
         tokio::spawn(async move { exchange.send(&reply).await });
+    }
+
+    /// Which containers see the cluster, by the word of the privileged daemon.
+    fn containers(&self) -> impl Future<Output = Containers> + Send + use<> {
+        let (host, plan) = (Arc::clone(&self.host), self.decided.borrow().plan.clone());
+        let wanted = !self.identity.config.served_devices().is_empty();
+        async move {
+            match plan.road {
+                _ if !wanted => Containers::none("left out by the configuration (containers)"),
+                Road::Tun => Containers::none(
+                    "without eBPF they reach the cluster by address only, and only where this machine forwards for them",
+                ),
+                Road::Express => match host.lock().await.status().await {
+                    Ok(status) => status.bridges.into(),
+                    Err(e) => Containers::none(e.to_string()),
+                },
+            }
+        }
     }
 
     fn insight(&self) -> Insight {
@@ -280,8 +302,16 @@ impl Connection {
         drop(lanes);
     }
 
-    /// What `tpx status` shows.
-    pub(crate) fn status(&self) -> Status {
+    /// What `tpx status` shows: most of it as it is now, the containers as the privileged daemon tells.
+    pub(crate) fn status(&self) -> impl Future<Output = Status> + Send + use<> {
+        let (mut status, containers) = (self.without_containers(), self.containers());
+        async move {
+            status.datapath.containers = containers.await;
+            status
+        }
+    }
+
+    fn without_containers(&self) -> Status {
         let facts = self.facts();
         let id = &self.identity;
         let decided = self.decided.borrow();
@@ -308,6 +338,7 @@ impl Connection {
                     deny_with: decided.policy.with(),
                     subnets: decided.plan.deny.len(),
                 },
+                containers: Containers::default(),
                 problem: decided.problem.clone(),
             },
             dns: self.names.status(&facts.cluster_domain, &id.unsteered_name_servers, id.systemd_resolved),

@@ -166,6 +166,7 @@ impl Row {
             road: self.road,
             process: self.owner.process.clone(),
             uid: self.owner.uid,
+            bridge: None,
             bytes_up: self.traffic.up(),
             bytes_down: self.traffic.down(),
             packets_up: datagrams.then(|| self.traffic.datagrams_up()),

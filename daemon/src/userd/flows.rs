@@ -20,7 +20,7 @@ use super::{
     flow_table::FlowTable,
     lanes::Lanes,
     netstream::Relayed,
-    resolver_link,
+    question_flows::{self, Question},
     status::Flows,
 };
 
@@ -101,10 +101,10 @@ pub(crate) async fn carry_all(road: Way, mut source: Box<dyn FlowSource>, carryi
 async fn carry(road: Way, arrival: Arrival, carrying: Carrying) {
     match arrival {
         Arrival::Connection(knock) => carry_connection(road, knock, carrying).await,
-        Arrival::Datagrams(flow) if resolver_link::is_for_us(flow.destination.ip(), flow.destination.port()) => {
-            resolver_link::answer_datagrams(flow, carrying.asker).await;
-        }
         Arrival::Datagrams(flow) => {
+            if let Some(asker) = carrying.answers(flow.source, flow.destination) {
+                return question_flows::answer_datagrams(flow, asker).await;
+            }
             let (lane, target) = match carrying.road_to(flow.destination).await {
                 Ok(found) => found,
                 Err(why) => return flow.back.unreachable(why),
@@ -129,9 +129,9 @@ async fn carry(road: Way, arrival: Arrival, carrying: Carrying) {
 
 async fn carry_connection(road: Way, knock: Box<dyn Knock>, carrying: Carrying) {
     let (source, destination) = (knock.source(), knock.destination());
-    if resolver_link::is_for_us(destination.ip(), destination.port()) {
+    if let Some(asker) = carrying.answers(source, destination) {
         if let Ok(FlowStream::Netstack(stream)) = knock.release().await
-            && let Err(e) = resolver_link::answer_stream(stream, carrying.asker).await
+            && let Err(e) = question_flows::answer_stream(stream, asker).await
         {
             tracing::debug!("{source} asked over TCP: {e}");
         }
@@ -173,6 +173,14 @@ impl Carrying {
         let target = self.addresses.target(destination)?;
         let lane = self.lanes.lane().await.ok_or(DialFailure::Tunnel)?;
         Ok((lane, target))
+    }
+
+    /// The name server, if a flow is a question for it.
+    fn answers(&self, source: SocketAddr, destination: SocketAddr) -> Option<Asker> {
+        match question_flows::whose(source.ip(), destination, |ip| self.addresses.steers(ip))? {
+            Question::Resolved => Some(self.asker.clone()),
+            Question::MeantFor(server) => Some(self.asker.towards(server)),
+        }
     }
 
     fn session(&self) -> String {

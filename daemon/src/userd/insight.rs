@@ -173,7 +173,17 @@ impl Insight {
 
     async fn look(&self, ended: bool) -> Vec<FlowRow> {
         let table = self.flows.clone();
-        tokio::task::spawn_blocking(move || table.look(ended)).await.unwrap_or_default()
+        let mut rows = tokio::task::spawn_blocking(move || table.look(ended)).await.unwrap_or_default();
+        for row in rows.iter_mut().filter(|row| row.process.is_none() && row.uid.is_none()) {
+            row.bridge = self.bridge_of(row.source.ip());
+        }
+        rows
+    }
+
+    /// The bridge behind which a container has this address, by the host's routes.
+    fn bridge_of(&self, source: IpAddr) -> Option<String> {
+        let device = (self.without)(source)?.device;
+        self.plan.container_devices.iter().any(|pattern| pattern.matches(&device)).then_some(device)
     }
 
     /// `tpx flows`.

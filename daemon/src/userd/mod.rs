@@ -19,7 +19,7 @@ mod owners;
 pub(crate) mod probe;
 mod process_scope;
 mod processes;
-mod resolver_link;
+mod question_flows;
 pub(crate) mod road;
 mod routing;
 mod service_names;
@@ -164,7 +164,7 @@ async fn connect_for(bound: &Bound, name: &str, params: ConnectParams, mut excha
     };
     match result {
         Ok(connection) => {
-            let status = Box::new(connection.status());
+            let status = Box::new(connection.status().await);
             if exchange.send(&Reply::Status(status)).await.is_err() {
                 connection.close().await;
                 return Outcome::Nothing;

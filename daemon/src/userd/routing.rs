@@ -83,8 +83,13 @@ impl Routing {
         let (rules, with) = &self.denials;
         let policy = Policy::new(rules.clone(), *with, &self.facts.addresses);
         (plan.deny, plan.deny_ports, plan.deny_with) = (policy.nets(), policy.ports(), *with);
-        // systemd-resolved serves everybody: it must not hear of a cluster that only some see.
-        plan.resolver = (self.scope == Scope::Workstation).then(|| self.resolver());
+        if self.scope == Scope::Workstation {
+            if self.road == Road::Express {
+                plan.container_devices = self.wanted.config.served_devices();
+            }
+            // systemd-resolved serves everybody: it must not hear of a cluster that only some see.
+            plan.resolver = Some(self.resolver());
+        }
         Decided { subnets: Arc::new(subnets), plan, policy: Arc::new(policy), problem: None }
     }
 

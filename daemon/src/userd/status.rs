@@ -12,6 +12,7 @@ use tpx_core::{
     policy::{DenyRule, DenyWith},
     subnets::{self, Mode},
 };
+use tpx_datapath::linux::{Bridge, Bridges, Hook};
 
 /// The whole state of one connection.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -135,6 +136,8 @@ pub(crate) struct Datapath {
     pub except: Vec<IpNet>,
     /// What must not be reached.
     pub policy: Policy,
+    /// Who sees the cluster besides this machine's processes.
+    pub containers: Containers,
     /// Why a later change of cluster or host could not be followed.
     pub problem: Option<String>,
 }
@@ -148,6 +151,39 @@ pub(crate) struct Policy {
     pub deny_with: DenyWith,
     /// How many subnets that is now.
     pub subnets: usize,
+}
+
+/// The containers on this machine.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Containers {
+    /// Bridges whose containers see the cluster.
+    pub bridges: Vec<String>,
+    /// How their packets are taken: `tcx` or `clsact`.
+    pub hook: Option<Hook>,
+    /// Bridges whose containers do not, with the reason.
+    pub problems: Vec<String>,
+    /// Why none does.
+    pub problem: Option<String>,
+}
+
+impl Containers {
+    /// None, for one reason.
+    pub(crate) fn none(problem: impl Into<String>) -> Self {
+        Self { problem: Some(problem.into()), ..Self::default() }
+    }
+}
+
+impl From<Bridges> for Containers {
+    fn from(all: Bridges) -> Self {
+        let (served, not): (Vec<_>, Vec<_>) = all.bridges.into_iter().partition(|bridge| bridge.problem.is_none());
+        let problem = |bridge: Bridge| format!("{}: {}", bridge.name, bridge.problem.unwrap_or_default());
+        Self {
+            bridges: served.into_iter().map(|bridge| bridge.name).collect(),
+            hook: all.hook,
+            problems: not.into_iter().map(problem).collect(),
+            problem: all.problem,
+        }
+    }
 }
 
 /// A subnet that is reached through the cluster.

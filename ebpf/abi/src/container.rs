@@ -1,6 +1,6 @@
 //! Packets of containers: which are taken off their bridge, and what answers need to find back.
 
-use crate::{Action, Rule, is_v4_mapped};
+use crate::{Action, Rule};
 
 /// Who sent a packet over a bridge, as answers need it: they go out of the same device, between the same two network
 /// cards. No address is looked up for them, so nothing that the host routes or resolves is in their way.
@@ -21,6 +21,16 @@ impl Station {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = cards;
         Self { device, cards: [g, h, i, j, k, l, a, b, c, d, e, f] }
     }
+
+    /// Whether both are the same. Compared as arrays they would be in a loop, which in the kernel needs CAP_PERFMON.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(&self, other: &Self) -> bool {
+        let ([a, b, c, d, e, f, g, h, i, j, k, l], o) = (self.cards, other.cards);
+        let first = a == o[0] && b == o[1] && c == o[2] && d == o[3] && e == o[4] && f == o[5];
+        let second = g == o[6] && h == o[7] && i == o[8] && j == o[9] && k == o[10] && l == o[11];
+        self.device == other.device && first && second
+    }
 }
 
 /// Whether packets of containers into a subnet with this rule go through the tunnel: as new connections of the host do.
@@ -30,16 +40,19 @@ pub fn takes(rule: Option<Rule>) -> bool {
     rule.is_some_and(|rule| rule.is(Action::Steer) || rule.is(Action::Virtual))
 }
 
-/// Whether a source (IPv4 as IPv4-mapped) is one that answers can be sent to: unicast, and not of this link or host alone.
+/// Whether a source is one that answers can be sent to: unicast, and not of this link or host alone.
 #[inline(always)]
 #[must_use]
-pub fn may_be_container(source: &[u8; 16]) -> bool {
-    if is_v4_mapped(source) {
-        !matches!(source[12], 0 | 127 | 224..) && !matches!(source, [.., 169, 254, _, _])
-    } else {
-        // The unspecified and the loopback address begin as addresses that nobody has.
-        !matches!(source, [0, 0, ..] | [0xff, ..]) && (source[0], source[1] & 0xc0) != (0xfe, 0x80)
-    }
+pub const fn may_send4(source: [u8; 4]) -> bool {
+    !matches!(source, [0 | 127 | 224.., ..] | [169, 254, ..])
+}
+
+/// The same for IPv6.
+#[inline(always)]
+#[must_use]
+pub const fn may_send6(source: &[u8; 16]) -> bool {
+    // The unspecified and the loopback address begin as addresses that nobody has.
+    !matches!(source, [0, 0, ..] | [0xff, ..] | [0xfe, 0x80..0xc0, ..])
 }
 
 /// Where the ports of an IPv4 packet are, if it is a whole packet of TCP or UDP. Of fragments only the first would say.
@@ -64,10 +77,10 @@ mod tests {
 
     use super::*;
 
-    fn mapped(ip: &str) -> [u8; 16] {
+    fn may_send(ip: &str) -> bool {
         match ip.parse().unwrap() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-            IpAddr::V6(ip) => ip.octets(),
+            IpAddr::V4(ip) => may_send4(ip.octets()),
+            IpAddr::V6(ip) => may_send6(&ip.octets()),
         }
     }
 
@@ -83,6 +96,17 @@ mod tests {
     }
 
     #[test]
+    fn every_byte_counts() {
+        let one = Station { device: 7, cards: [9; 12] };
+        assert!(one.is(&one) && !one.is(&Station { device: 8, ..one }));
+        for at in 0..12 {
+            let mut other = one;
+            other.cards[at] = 8;
+            assert!(!one.is(&other));
+        }
+    }
+
+    #[test]
     fn what_the_host_steers_is_taken() {
         let takes = |action| takes(Some(Rule::new(action)));
         assert!(takes(Action::Steer) && takes(Action::Virtual));
@@ -92,12 +116,12 @@ mod tests {
     #[test]
     fn senders_have_addresses() {
         for good in ["172.17.0.2", "10.88.0.5", "192.0.2.1", "fd00::2", "2001:db8::1", "169.253.1.1", "fec0::1"] {
-            assert!(may_be_container(&mapped(good)), "{good}");
+            assert!(may_send(good), "{good}");
         }
         for bad in ["0.0.0.0", "127.0.0.1", "224.0.0.251", "255.255.255.255", "169.254.1.1", "::", "::1", "fe80::1"] {
-            assert!(!may_be_container(&mapped(bad)), "{bad}");
+            assert!(!may_send(bad), "{bad}");
         }
-        assert!(!may_be_container(&mapped("ff02::1")) && !may_be_container(&mapped("febf::1")));
+        assert!(!may_send("ff02::1") && !may_send("febf::1"));
     }
 
     #[test]

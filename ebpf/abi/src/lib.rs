@@ -21,7 +21,7 @@ mod syn;
 mod sys;
 mod target;
 
-pub use container::{Station, may_be_container, ports4, ports6, takes};
+pub use container::{Station, may_send4, may_send6, ports4, ports6, takes};
 pub use counter::Counter;
 pub use decide::{DNS_PORT, Kind, Road, decide, is_connection_request, is_v4_mapped, v4_in, v4_mapped};
 pub use flow::{Flow, Verdict};

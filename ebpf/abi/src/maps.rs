@@ -48,8 +48,6 @@ pub const CALLERS: &str = "CALLERS";
 pub const OWNERS: &str = "OWNERS";
 /// Ring buffer of [`SynRecord`](crate::SynRecord).
 pub const SYNS: &str = "SYNS";
-/// LPM trie: prefix of containers' addresses (IPv4 as IPv4-mapped) to `u8`; the containers that see the cluster.
-pub const SENDERS: &str = "SENDERS";
 /// LRU hash: a container's address (IPv4 as IPv4-mapped) to its [`Station`](crate::Station).
 pub const STATIONS: &str = "STATIONS";
 /// Per-CPU array of one `u32`: the ports of the packet that was looked up last.
@@ -85,8 +83,6 @@ pub const OWNERS_MAX: u32 = 8192;
 pub const BYPASS_MAX: u32 = 65536;
 /// Bound on the sources of steered sockets that are remembered; the oldest go first.
 pub const BOUND_MAX: u32 = 4096;
-/// Bound on the containers' addresses that a scope names.
-pub const SENDERS_MAX: u32 = 1024;
 /// Bound on the containers that answers find back to; the longest silent go first.
 pub const STATIONS_MAX: u32 = 16384;
 /// Size of the ring buffer in bytes: 6,000 SYNs without payload.

@@ -1,6 +1,6 @@
 //! Packets on devices (tc), with the helpers that look up routes and send packets elsewhere.
 
-use core::mem::{MaybeUninit, zeroed};
+use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -87,23 +87,23 @@ impl Frame<'_> {
     /// Where the host would route a packet that came in here.
     #[inline(always)]
     pub(crate) fn route4(&self, destination: [u8; 4]) -> Route {
-        // SAFETY: all zeros is a valid question.
-        let mut question: bpf_fib_lookup = unsafe { zeroed() };
+        let mut space = MaybeUninit::uninit();
+        let question = blank(&mut space);
         question.family = AF_INET;
         question.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(destination);
-        self.route(&mut question)
+        self.route(question)
     }
 
     /// As [`route4`](Self::route4).
     #[inline(always)]
     pub(crate) fn route6(&self, destination: [u8; 16]) -> Route {
-        // SAFETY: as in `route4`.
-        let mut question: bpf_fib_lookup = unsafe { zeroed() };
+        let mut space = MaybeUninit::uninit();
+        let question = blank(&mut space);
         question.family = AF_INET6;
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = destination;
         question.__bindgen_anon_4.ipv6_dst =
             [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes);
-        self.route(&mut question)
+        self.route(question)
     }
 
     #[inline(always)]
@@ -151,4 +151,19 @@ impl Frame<'_> {
         }
         self.redirect(station.device)
     }
+}
+
+/// A question for a route that is all zeros. Word by word and in place: a call of memset() loops over the stack, which needs
+/// CAP_PERFMON.
+#[inline(always)]
+fn blank(space: &mut MaybeUninit<bpf_fib_lookup>) -> &mut bpf_fib_lookup {
+    let word = space.as_mut_ptr().cast::<u32>();
+    let mut at = 0;
+    while at < size_of::<bpf_fib_lookup>() / size_of::<u32>() {
+        // SAFETY: inside the question, which is made of words.
+        unsafe { word.add(at).write_volatile(0) };
+        at += 1;
+    }
+    // SAFETY: all of it is written, and zeros are valid: integers, and unions of such.
+    unsafe { space.assume_init_mut() }
 }

@@ -46,7 +46,7 @@ async fn forward(namespace: &str, pod: &str, ports: &[&str]) -> Result {
     let arrive = proto::ArriveRequest { version: VERSION.into(), user: "forward".into(), namespace: "default".into() };
     let session = manager.arrive(arrive).await?.into_inner().session_id;
     let lane = Lane::open(road.connect().await?, &Settings::default()).await?;
-    let facts = proto::WatchFactsRequest { session_id: session.clone() };
+    let facts = proto::WatchFactsRequest { session_id: session.clone(), addresses_of: Vec::new() };
     let facts = manager.watch_facts(facts).await?.into_inner().message().await?;
     println!("{} after {:?}: {facts:?}", road.describe(), start.elapsed());
     for port in ports {

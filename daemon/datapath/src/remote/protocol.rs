@@ -8,7 +8,10 @@ use std::{io, path::PathBuf};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tpx_core::plan::Plan;
 
-use crate::{HostError, linux::Layout};
+use crate::{
+    HostError,
+    linux::{Bridges, Layout},
+};
 
 /// Version of this protocol. Both ends have to speak the same one; [`Hello`] and [`Welcome`] stay readable for all.
 pub const VERSION: u32 = 5;
@@ -137,6 +140,9 @@ pub struct Status {
     pub plan: Option<Plan>,
     /// Why the express lane is not available, as one line.
     pub unavailable: Option<String>,
+    /// The bridges whose containers are served.
+    #[serde(default)]
+    pub bridges: Bridges,
 }
 
 /// A [`HostError`] on its way.

@@ -10,11 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::{net::UnixListener, task::JoinHandle, time::timeout};
+use tokio::{net::UnixListener, sync::watch, task::JoinHandle, time::timeout};
 use tpx_core::plan::{Plan, Scope};
 use tpx_datapath::{
     Host, HostError,
-    linux::{Handover, Layout, Process, Slot},
+    linux::{Bridge, Bridges, Handover, Hook, Layout, Process, Slot},
     remote::{
         ConnectError, RemoteHost, enter, look,
         protocol::{FRAME_MAX, Hello, Reply, Request, VERSION, Welcome, frame, take},
@@ -74,6 +74,10 @@ impl Hosts for NotingHosts {
     fn make(&self, slot: Slot, caller: u32) -> NotingHost {
         assert_eq!(caller, std::process::id());
         NotingHost(self.0.clone(), slot)
+    }
+
+    fn bridges(&self, _host: &NotingHost) -> watch::Receiver<Bridges> {
+        bridges()
     }
 
     fn enter(&self, cgroup: &Path, process: &Process) -> Result<(), HostError> {
@@ -146,6 +150,11 @@ impl Running {
     }
 }
 
+fn bridges() -> watch::Receiver<Bridges> {
+    let docker = Bridge { name: "docker0".into(), problem: None };
+    watch::Sender::new(Bridges { bridges: vec![docker], hook: Some(Hook::Tcx), problem: None }).subscribe()
+}
+
 fn me() -> u32 {
     rustix::process::getuid().as_raw()
 }
@@ -169,6 +178,7 @@ async fn applies_for_one_session_and_reverts_when_it_ends() {
     host.apply(&plan(3)).await.unwrap();
     let status = host.status().await.unwrap();
     assert_eq!((status.sessions[0].pid, status.plan), (std::process::id(), Some(plan(3))));
+    assert_eq!((status.bridges.bridges[0].name.as_str(), status.bridges.hook), ("docker0", Some(Hook::Tcx)));
     assert_eq!(rootd.notes.read(), [Note::Applied(1), Note::Applied(3)]);
     drop(host);
     rootd.notes.wait_for(&[Note::Applied(1), Note::Applied(3), Note::Reverted]).await;

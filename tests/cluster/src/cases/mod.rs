@@ -1,5 +1,6 @@
 //! The cases, in the order in which they run: first what a connection does, then what ends it.
 
+mod containers;
 mod crash;
 mod dns;
 mod floor;
@@ -23,7 +24,8 @@ use crate::laptop;
 /// A case's name and what it does.
 pub(crate) type Case = (&'static str, fn() -> anyhow::Result<()>);
 
-/// All cases. Those that need programs have nothing to see where the floor carries everything.
+/// All cases. Those that look at the kernel's maps, or need its programs, have nothing to see where the floor carries
+/// everything.
 pub(crate) fn all() -> Vec<Case> {
     let first = [
         wrong::CASES,
@@ -32,6 +34,7 @@ pub(crate) fn all() -> Vec<Case> {
         semantics::CASES,
         udp::CASES,
         floor::CASES,
+        containers::CASES,
         volume::CASES,
         vpn::CASES,
         resolved::CASES,
@@ -39,7 +42,10 @@ pub(crate) fn all() -> Vec<Case> {
         flows::CASES,
         policy::CASES,
     ];
-    let programs =
-        if laptop::is_tun() { run::ON_THE_FLOOR.to_vec() } else { [maps::CASES, run::CASES, scopes::CASES].concat() };
+    let programs = if laptop::is_tun() {
+        run::ON_THE_FLOOR.to_vec()
+    } else {
+        [containers::EXPRESS, maps::CASES, run::CASES, scopes::CASES].concat()
+    };
     [&first.concat(), &programs[..], crash::CASES, users::CASES].concat()
 }

@@ -474,6 +474,16 @@ pub(crate) fn foreign(world: &World) -> Result<()> {
     relay.stop(world)
 }
 
+pub(crate) fn few_capabilities(world: &World) -> Result<()> {
+    let bridge = Bridge::docker()?;
+    let mut owner = owner::start(world, &plan(), true)?;
+    ensure!(!bridge.is_bare()?, "the bridge is not served");
+    drop(owner.stdin.take());
+    ensure!(owner.wait()?.success());
+    ensure!(bridge.is_bare()?, "something is left on the bridge");
+    Ok(())
+}
+
 /// Filters stay when their process is killed; they take nothing any more, and the next start removes them.
 pub(crate) fn killed(world: &World) -> Result<()> {
     let _router = Switch::router()?;

@@ -83,6 +83,7 @@ const CASES: &[Case] = &[
     ("containers_do_the_rest_as_ever", containers::untouched),
     ("containers_on_bridges_that_come_and_go", containers::come_and_go),
     ("containers_with_foreign_addresses", containers::foreign),
+    ("containers_with_few_capabilities", containers::few_capabilities),
     ("containers_kill_9_by_clsact", containers::killed),
     ("routes_as_without_tpx", routes::without_tpx),
     ("routes_are_followed", routes::followed),

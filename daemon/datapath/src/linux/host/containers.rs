@@ -11,7 +11,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, LpmTrie, lpm_trie::Key},
+    maps::HashMap,
     programs::{
         LinkOrder, SchedClassifier, TcAttachType,
         tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
@@ -28,7 +28,7 @@ use tpx_ebpf_abi::{
 use super::{
     failed,
     links::{BridgeLink, Links},
-    programs::{Shared, get, load_failed, missing},
+    programs::{Shared, get, load_failed},
     tc,
 };
 use crate::{
@@ -190,10 +190,6 @@ impl Serving {
                 classifier.load().map_err(|e| load_failed(name, &e))?;
             }
         }
-        let map = bpf.map_mut(maps::SENDERS).ok_or_else(|| missing(maps::SENDERS))?;
-        let mut senders: LpmTrie<_, [u8; 16], u8> =
-            map.try_into().map_err(|e| failed("open the map of containers", &e))?;
-        senders.insert(&Key::new(0, [0; 16]), 1, 0).map_err(|e| failed("let containers see the cluster", &e))?;
         if self.hook == Hook::Clsact {
             // What a run left behind that was killed. Its device is gone: its filters let everything pass.
             for bridge in bridges {

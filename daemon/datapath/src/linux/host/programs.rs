@@ -372,8 +372,7 @@ fn take<M: TryFrom<Map>>(bpf: &mut Ebpf, name: &str) -> Result<M, HostError> {
     bpf.take_map(name).and_then(|m| m.try_into().ok()).ok_or_else(|| missing(name))
 }
 
-/// The object lacks what the loader expects in it.
-pub(super) fn missing(name: &str) -> HostError {
+fn missing(name: &str) -> HostError {
     HostError::Unsupported(format!("the built-in kernel programs lack {name}; build again"))
 }
 
