@@ -23,6 +23,8 @@ mod programs {
 
     /// Set for the second run of this program, which has the environment that only the inner cargo may see.
     const INNER: &str = "TPX_BUILD_PROGRAMS";
+    /// Set to have the programs log what they do (to rootd's own log, at level debug).
+    const LOG: &str = "TPX_EBPF_LOG";
     const PACKAGE: &str = "tpx-ebpf";
 
     /// Where the tools are.
@@ -36,7 +38,7 @@ mod programs {
         if env::var_os(INNER).is_some() {
             return inner();
         }
-        for name in ["TPX_EBPF_TOOLS", "TPX_CACHE", "XDG_CACHE_HOME", "HOME", "PATH"] {
+        for name in [LOG, "TPX_EBPF_TOOLS", "TPX_CACHE", "XDG_CACHE_HOME", "HOME", "PATH"] {
             println!("cargo:rerun-if-env-changed={name}");
         }
         println!("cargo:rerun-if-changed=../../ebpf");
@@ -78,8 +80,9 @@ mod programs {
 
     fn inner() -> ExitCode {
         let root = format!("{}/../../ebpf", env!("CARGO_MANIFEST_DIR"));
-        // Log lines from the kernel cost time and name addresses: debug builds only.
-        let features: &[&str] = if env::var("PROFILE").as_deref() == Ok("debug") { &["log"] } else { &[] };
+        // Log lines from the kernel cost time and name addresses, and kernels before 6.8 want CAP_PERFMON for them: tests
+        // are to run what is released.
+        let features: &[&str] = if env::var_os(LOG).is_some() { &["log"] } else { &[] };
         let package = aya_build::Package { name: PACKAGE, root_dir: &root, features, ..Default::default() };
         // rustup says in this variable which toolchain runs the outer cargo.
         let toolchain = env::var("RUSTUP_TOOLCHAIN").unwrap_or_else(|_| "stable".into());

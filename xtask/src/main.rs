@@ -69,9 +69,8 @@ enum Command {
     Platforms,
     /// Run the kernel's tests on an older kernel, in an emulated machine
     Vm {
-        /// Arguments of the test program, as after `cargo test --`; nothing for the smoke test
-        #[arg(last = true)]
-        arguments: Vec<String>,
+        /// Parts of the names of tests; without any the smoke test
+        filters: Vec<String>,
     },
     #[command(hide = true)]
     LabInit {
@@ -153,7 +152,7 @@ fn run(command: Command) -> Result<i32> {
         Command::Test { tier, lab: Name { name } } => return test::run(&Lab::new(&name)?, tier),
         Command::Bench { options, lab: Name { name } } => bench::run(&Lab::new(&name)?, &options)?,
         Command::Platforms => run::visibly(&mut platforms::check()?)?,
-        Command::Vm { arguments } => return vm::run(&setup::need_kernel()?, &arguments),
+        Command::Vm { filters } => return vm::run(&setup::need_kernel()?, &filters),
         Command::LabInit { part, lab: Name { name } } => lab::init(&Lab::new(&name)?, part)?,
     }
     Ok(0)

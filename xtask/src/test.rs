@@ -50,6 +50,9 @@ pub(crate) fn run(lab: &Lab, tier: u8) -> Result<i32> {
         tests.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
     }
     count.tests(&mut tests)?;
+    if tier >= 2 {
+        count.tests(elevate::own().arg("vm"))?;
+    }
     // A million damaged messages, or a minute of them.
     count.check(&mut cargo(&["run", "--quiet", "-p", "tpx-fuzz"]))?;
     if tier >= 3 {

@@ -158,9 +158,9 @@ impl<M: Hosts> Conversation<'_, M> {
         if unavailable.is_none() {
             features.push(Welcome::EXPRESS_TCP.into());
         }
+        let (missing, sessions) = (self.sessions.missing.clone(), self.sessions.list());
         let release = env!("CARGO_PKG_VERSION").into();
-        let sessions = self.sessions.list();
-        self.say(&Reply::Welcome(Welcome { version: VERSION, release, features, unavailable, sessions })).await
+        self.say(&Reply::Welcome(Welcome { version: VERSION, release, features, unavailable, missing, sessions })).await
     }
 
     async fn apply(&mut self, plan: Plan) -> Result<(), WireError> {

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::watch;
 use tpx_datapath::{
     HostError,
-    linux::{Ahead, Bridges, LinuxHost, Process, Slot, enter},
+    linux::{Ahead, Bridges, Feature, LinuxHost, Process, Slot, enter},
 };
 
 use crate::sessions::Hosts;
@@ -17,12 +17,13 @@ use crate::sessions::Hosts;
 pub(crate) struct LinuxHosts {
     /// For the first one.
     ahead: Mutex<Option<Ahead>>,
+    without: Vec<Feature>,
 }
 
 impl LinuxHosts {
-    /// `ahead` serves the first session.
-    pub(crate) fn new(ahead: Option<Ahead>) -> Self {
-        Self { ahead: Mutex::new(ahead) }
+    /// `ahead` serves the first session; all do as if the kernel lacked the features `without`.
+    pub(crate) fn new(ahead: Option<Ahead>, without: Vec<Feature>) -> Self {
+        Self { ahead: Mutex::new(ahead), without }
     }
 }
 
@@ -30,7 +31,7 @@ impl Hosts for LinuxHosts {
     type Host = LinuxHost;
 
     fn make(&self, slot: Slot, caller: u32) -> LinuxHost {
-        let host = LinuxHost::new(slot).for_process(caller);
+        let host = LinuxHost::new(slot).for_process(caller).without(self.without.clone());
         match self.ahead.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(ahead) => host.with_ahead(ahead),
             None => host,

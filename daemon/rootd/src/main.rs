@@ -17,7 +17,7 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use tpx_datapath::linux::{Ahead, probe, sweep};
+use tpx_datapath::linux::{Ahead, Feature, probe, sweep};
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// The privileged half of tpx.
@@ -59,6 +59,9 @@ struct Serve {
     /// Keeps all system calls, to find out whether the filter is in the way of something.
     #[arg(long, hide = true)]
     no_seccomp: bool,
+    /// Does as if the kernel lacked these features, to see what is done then.
+    #[arg(long, hide = true, value_delimiter = ',', value_name = "FEATURE,...")]
+    without: Vec<Feature>,
 }
 
 fn main() -> ExitCode {
@@ -93,7 +96,8 @@ fn run(arguments: &Serve) -> anyhow::Result<()> {
     runtime.block_on(async {
         let socket = socket::bind(&arguments.socket, owner)?;
         privilege::drop_all_but_network()?;
-        let unavailable = probe().express_lane.err();
+        let features = probe(&arguments.without);
+        let unavailable = features.express_lane(owner).err();
         if !arguments.no_seccomp {
             seccomp::install()?;
         }
@@ -104,9 +108,14 @@ fn run(arguments: &Serve) -> anyhow::Result<()> {
             None => tracing::info!("serving user {owner} at {}", arguments.socket.display()),
             Some(why) => tracing::warn!("serving user {owner}, but without the express lane: {why}"),
         }
+        for lacking in &features.missing {
+            tracing::info!("the kernel has no {}: {}", lacking.about(), lacking.fallback());
+        }
         // Started for a connection that is being made.
-        let hosts = hosts::LinuxHosts::new(arguments.exit_when_idle.then(Ahead::start));
-        let sessions = sessions::Sessions::new(hosts, owner, unavailable);
+        let ahead = arguments.exit_when_idle.then(Ahead::start);
+        let hosts = hosts::LinuxHosts::new(ahead, arguments.without.clone());
+        let missing = features.missing.into_iter().map(Into::into).collect();
+        let sessions = sessions::Sessions::new(hosts, owner, unavailable).on_a_kernel_without(missing);
         serve::serve(socket, sessions, arguments.exit_when_idle).await
     })
 }

@@ -10,6 +10,7 @@ use rustix::{
         set_capabilities, set_no_new_privs,
     },
 };
+use tpx_datapath::linux::needs_perfmon;
 
 const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW);
 /// Kept where they are there: the express lane needs the first, the floor alone the second, to stand in for name servers,
@@ -18,8 +19,8 @@ const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_
 const USEFUL: CapabilitySet =
     CapabilitySet::BPF.union(CapabilitySet::NET_BIND_SERVICE).union(CapabilitySet::DAC_OVERRIDE);
 
-/// Gives up every capability but five (capabilities(7)), for this process and what it might start, for good. The
-/// process must have one thread.
+/// Gives up every capability but five, on older kernels six (capabilities(7)), for this process and what it might start,
+/// for good. The process must have one thread.
 ///
 /// # Errors
 /// When those for the network are not there to keep, or the kernel refuses.
@@ -29,7 +30,8 @@ pub(crate) fn drop_all_but_network() -> anyhow::Result<()> {
         have.permitted.contains(NEEDED),
         "CAP_NET_ADMIN and CAP_NET_RAW are needed: run it as root (`sudo tpx-rootd serve`) or as a service"
     );
-    let kept = NEEDED | have.permitted & USEFUL;
+    let tracing = if needs_perfmon() { CapabilitySet::PERFMON } else { CapabilitySet::empty() };
+    let kept = NEEDED | have.permitted & (USEFUL | tracing);
     // Kernels before 5.11 count maps as locked memory. Where the limit cannot be raised, it is that of the service.
     let unlimited = Rlimit { current: None, maximum: None };
     if let Err(e) = setrlimit(Resource::Memlock, unlimited) {

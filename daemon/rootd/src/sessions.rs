@@ -13,7 +13,7 @@ use tpx_core::plan::{Plan, Scope};
 use tpx_datapath::{
     Host, HostError,
     linux::{Bridges, Handover, Process, Slot},
-    remote::protocol::{Session, Status},
+    remote::protocol::{Missing, Session, Status},
 };
 
 use crate::pace::Pace;
@@ -52,6 +52,8 @@ pub(crate) struct Sessions<M: Hosts> {
     pub(crate) owner: u32,
     /// Gives each connection its number.
     pub(crate) connections: AtomicU64,
+    /// What the kernel lacks.
+    pub(crate) missing: Vec<Missing>,
     table: watch::Sender<Table<M::Host>>,
     state: Mutex<State>,
 }
@@ -105,6 +107,7 @@ impl<M: Hosts> Sessions<M> {
             hosts,
             owner,
             connections: AtomicU64::new(0),
+            missing: Vec::new(),
             table: watch::Sender::new(BTreeMap::new()),
             state: Mutex::new(State {
                 unavailable,
@@ -112,6 +115,11 @@ impl<M: Hosts> Sessions<M> {
                 paces: std::array::from_fn(|_| Pace::new(BURST, INTERVAL, Instant::now())),
             }),
         }
+    }
+
+    /// To be told to whoever says hello.
+    pub(crate) fn on_a_kernel_without(self, missing: Vec<Missing>) -> Self {
+        Self { missing, ..self }
     }
 
     /// The host of `connection`'s session for plans of this scope; a new session if it has none.

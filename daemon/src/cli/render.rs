@@ -127,6 +127,10 @@ pub(crate) fn status(s: &Status) -> String {
         let subnets = format!("({} subnets, {})", policy.subnets, policy.deny_with);
         rows.push(("Denied", format!("{} {subnets}", join(&policy.deny))));
     }
+    if !s.datapath.missing.is_empty() {
+        let lines = s.datapath.missing.iter().map(|m| format!("{}: {}", m.about, m.fallback));
+        rows.push(("Not in this kernel", lines.collect::<Vec<_>>().join("\n")));
+    }
     if let Some(problem) = &s.datapath.problem {
         rows.push(("Routing problem", problem.clone()));
     }

@@ -189,6 +189,7 @@ pub(crate) async fn connect(
         manager_version: answered.version,
         carrier: port_forward.describe(),
         rootd_version: host.welcome().release.clone(),
+        missing: host.welcome().missing.clone(),
         rootd_socket: rootd_socket.clone(),
         since: Instant::now(),
         config,

@@ -11,7 +11,7 @@ use tpx_core::{config::Config, plan::Road};
 use tpx_datapath::{
     Host as _,
     linux::{Maps, routes::Monitor},
-    remote::RemoteHost,
+    remote::{RemoteHost, protocol::Missing},
 };
 
 use super::{
@@ -63,6 +63,8 @@ pub(crate) struct Identity {
     pub systemd_resolved: bool,
     /// Why flows take the road that they take.
     pub road_because: String,
+    /// What the kernel lacks.
+    pub missing: Vec<Missing>,
     /// Since when.
     pub since: Instant,
     /// Whose processes see the cluster.
@@ -339,6 +341,7 @@ impl Connection {
                     subnets: decided.plan.deny.len(),
                 },
                 containers: Containers::default(),
+                missing: id.missing.clone(),
                 problem: decided.problem.clone(),
             },
             dns: self.names.status(&facts.cluster_domain, &id.unsteered_name_servers, id.systemd_resolved),

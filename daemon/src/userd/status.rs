@@ -12,7 +12,10 @@ use tpx_core::{
     policy::{DenyRule, DenyWith},
     subnets::{self, Mode},
 };
-use tpx_datapath::linux::{Bridge, Bridges, Hook};
+use tpx_datapath::{
+    linux::{Bridge, Bridges, Hook},
+    remote::protocol::Missing,
+};
 
 /// The whole state of one connection.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -138,6 +141,8 @@ pub(crate) struct Datapath {
     pub policy: Policy,
     /// Who sees the cluster besides this machine's processes.
     pub containers: Containers,
+    /// What the kernel lacks, with what is done instead.
+    pub missing: Vec<Missing>,
     /// Why a later change of cluster or host could not be followed.
     pub problem: Option<String>,
 }

@@ -4,6 +4,7 @@ mod bridges;
 mod bypass;
 pub mod cgroup;
 pub mod express;
+mod features;
 mod handover;
 #[cfg(feature = "privileged")]
 mod host;
@@ -16,9 +17,10 @@ mod tun;
 
 pub use bridges::{Bridge, Bridges, Hook};
 pub use bypass::Bypass;
+pub use features::Feature;
 pub use handover::{DnsSockets, ExpressFiles, Handover, Layout, WrongCount};
 #[cfg(feature = "privileged")]
-pub use host::{Ahead, Features, LinuxHost, Process, enter, probe, sweep};
+pub use host::{Ahead, Features, LinuxHost, Process, enter, needs_perfmon, probe, sweep};
 pub use inspect::Maps;
 pub use sys::return_large_blocks;
 pub use tpx_ebpf_abi::slot::Slot;

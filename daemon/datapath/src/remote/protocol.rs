@@ -93,6 +93,9 @@ pub struct Welcome {
     /// Why the express lane is not available, as one line. The floor alone is; plan for `Road::Tun` then.
     #[serde(default)]
     pub unavailable: Option<String>,
+    /// What the kernel lacks, with what is done instead.
+    #[serde(default)]
+    pub missing: Vec<Missing>,
     /// Who has sessions, by slot.
     #[serde(default)]
     pub sessions: Vec<Session>,
@@ -105,6 +108,17 @@ impl Welcome {
     pub const EXPRESS_TCP: &str = "express_tcp";
     /// Name servers stood in for.
     pub const DNS: &str = "dns";
+}
+
+/// Something that the kernel lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// One word for it.
+    pub feature: String,
+    /// What it is, and what would bring it.
+    pub about: String,
+    /// What is done instead.
+    pub fallback: String,
 }
 
 /// The caller is not whom tpx-rootd serves.

@@ -546,6 +546,7 @@ fn of_the_future() -> Reply {
         release: "9.0.0".into(),
         features: vec![],
         unavailable: None,
+        missing: vec![],
         sessions: vec![],
     })
 }

@@ -34,6 +34,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("kill_9_of_rootd_at_each_step", faults::at_each_step),
     ("sigterm_reverts_and_exits_0", terminate),
     ("exit_when_idle", idle),
+    ("an_older_kernel_is_described", old_kernel),
     ("a_second_rootd_is_told_so", second_rootd),
     ("process_trees_stand_beside_each_other", trees::beside),
     ("the_workstation_is_in_one_cluster_at_a_time", trees::one_workstation),
@@ -279,6 +280,24 @@ fn idle(lab: &Lab) -> Result<()> {
     user.kill()?;
     ensure!(rootd.ended()?.code() == Some(0));
     ensure!(!lab.socket().exists());
+    nothing_is_left()
+}
+
+/// What is missing is named, with what is done instead, and the user daemon hears it before it asks.
+fn old_kernel(lab: &Lab) -> Result<()> {
+    for (without, needed) in [("sk_lookup,tcx", "sk_lookup"), ("user_maps,tcx", "maps for users")] {
+        let rootd = lab.rootd(&["--without", without])?;
+        rootd.expect("TCX (Linux 6.6): containers are served by clsact")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (welcome, _) = runtime.block_on(tpx_datapath::remote::look(&lab.socket()))?;
+        let missing: Vec<_> = welcome.missing.iter().map(|m| m.feature.as_str()).collect();
+        ensure!(missing == without.split(',').collect::<Vec<_>>(), "{welcome:?}");
+        ensure!(welcome.unavailable.as_ref().is_some_and(|why| why.contains(needed)), "{welcome:?}");
+        ensure!(!welcome.features.contains(&"express_tcp".to_owned()), "{welcome:?}");
+    }
+    // Who asks for the express lane all the same.
+    let _rootd = lab.rootd(&["--without", "sk_lookup"])?;
+    lab.user_as(OWNER)?.expect("the kernel has no sk_lookup programs")?;
     nothing_is_left()
 }
 

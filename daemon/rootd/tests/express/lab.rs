@@ -44,7 +44,7 @@ pub(crate) fn move_away(words: &[String]) -> anyhow::Error {
 /// What is missing.
 pub(crate) fn prepare() -> Result<()> {
     ip("link set lo up")?;
-    probe().express_lane.map_err(anyhow::Error::msg)?;
+    probe(&[]).express_lane(OWNER).map_err(anyhow::Error::msg)?;
     fs::create_dir_all(cgroup()).context("cannot make a cgroup")
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn tidy() {
 
 /// The scope of every case.
 pub(crate) fn cgroup() -> PathBuf {
-    let root = probe().cgroup2.unwrap_or_default();
+    let root = probe(&[]).cgroup2.unwrap_or_default();
     root.join(format!("tpx-express-{}", std::process::id()))
 }
 

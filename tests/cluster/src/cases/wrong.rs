@@ -1,15 +1,18 @@
 //! What can go wrong before anything works: one line, its own exit code, nothing left behind.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::Case;
 use crate::{
     laptop,
-    process::{Ended, run, sh, sh_as},
+    process::{Ended, eventually, run, sh, sh_as},
     residue,
 };
+
+/// Longest that a daemon takes to listen.
+const SOON: Duration = Duration::from_secs(10);
 
 pub(super) const CASES: &[Case] = &[
     ("wrong::not_connected", not_connected),
@@ -22,6 +25,7 @@ pub(super) const CASES: &[Case] = &[
     ("wrong::an_unknown_namespace", namespace),
     ("wrong::no_root_and_no_daemon", no_root),
     ("wrong::no_bpf", no_bpf),
+    ("wrong::no_sk_lookup", no_sk_lookup),
     ("wrong::a_second_connect", second),
     ("wrong::usage", usage),
 ];
@@ -136,6 +140,29 @@ fn no_bpf() -> Result<()> {
     ensure!(sh("curl -sS -m 10 http://web-app.emojivoto")?.success()?.contains("Emoji Vote"));
     laptop::quit()?;
     residue::nothing_left()
+}
+
+/// A kernel without sk_lookup, as the privileged daemon pretends: the same, and `status` names what is missing.
+fn no_sk_lookup() -> Result<()> {
+    laptop::quit()?;
+    residue::nothing_left()?;
+    let mut rootd = Command::new("tpx-rootd").args(["serve", "--owner", "0", "--without", "sk_lookup,tcx"]).spawn()?;
+    let result = (|| {
+        eventually(SOON, || Ok(fs::metadata("/run/tpx/rootd.sock").map(drop)?))?;
+        judge(&sh("tpx connect --datapath ebpf")?, 7, &["sk_lookup", "--datapath"])?;
+        sh("tpx connect -n emojivoto --datapath auto")?.success()?;
+        let status = laptop::status()?.context("not connected")?;
+        ensure!(status["datapath"]["road"] == "tun", "{status}");
+        let missing: Vec<_> = status["datapath"]["missing"].as_array().into_iter().flatten().collect();
+        let named = |name: &str| missing.iter().any(|m| m["feature"] == name && m["fallback"].as_str().is_some());
+        ensure!(missing.len() == 2 && named("sk_lookup") && named("tcx"), "{status}");
+        ensure!(sh("tpx status")?.success()?.contains("sk_lookup programs (Linux 5.9"));
+        ensure!(sh("curl -sS -m 10 http://web-app.emojivoto")?.success()?.contains("Emoji Vote"));
+        laptop::quit()
+    })();
+    rootd.kill()?;
+    rootd.wait()?;
+    result.and_then(|()| residue::nothing_left())
 }
 
 fn second() -> Result<()> {

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use tpx_core::plan::{Plan, Road};
-use tpx_datapath::linux::{Bridges, Hook, LinuxHost, Slot};
+use tpx_datapath::linux::{Bridges, Feature, Hook, LinuxHost, Slot, probe};
 use tpx_netlab::World;
 
 use crate::{
@@ -134,8 +134,12 @@ impl Bridge {
         };
         let (filters, disciplines) =
             (tc(&format!("filter show dev {} ingress", self.0))?, tc(&format!("qdisc show dev {}", self.0))?);
+        let bare = filters.is_empty() && !disciplines.contains("clsact");
+        if probe(&[]).missing.contains(&Feature::Tcx) {
+            return Ok(bare);
+        }
         let (_, links) = aya::programs::SchedClassifier::query_tcx(self.0, aya::programs::TcAttachType::Ingress)?;
-        Ok(filters.is_empty() && !disciplines.contains("clsact") && links.is_empty())
+        Ok(bare && links.is_empty())
     }
 }
 
@@ -201,7 +205,7 @@ pub(crate) fn reach(world: &World) -> Result<()> {
 }
 
 pub(crate) fn reach_by_clsact(world: &World) -> Result<()> {
-    reach_by(world, LinuxHost::new(Slot::FIRST).with_clsact(), Hook::Clsact)
+    reach_by(world, LinuxHost::new(Slot::FIRST).without([Feature::Tcx]), Hook::Clsact)
 }
 
 /// The host forwards nothing, lets nothing in, and checks sources.
@@ -503,7 +507,7 @@ pub(crate) fn killed(world: &World) -> Result<()> {
     let real = name_server(wan.run(|| Ok(UdpSocket::bind("203.0.113.53:53")?))?);
     ensure!(container.run(|| ask("203.0.113.53"))? == "the real one");
     joined(real)?;
-    let relay = serve(world, LinuxHost::new(Slot::FIRST).with_clsact())?;
+    let relay = serve(world, LinuxHost::new(Slot::FIRST).without([Feature::Tcx]))?;
     container.run(|| echo(addr("10.96.3.7:80"), vec![3; 1000]))?;
     relay.stop(world)?;
     ensure!(bridge.is_bare()?, "something is left on the bridge");

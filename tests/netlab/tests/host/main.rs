@@ -24,6 +24,7 @@ use tpx_netlab::Case;
 
 const CASES: &[Case] = &[
     ("loads", roads::loads),
+    ("without_features_the_floor_carries", roads::features),
     ("tcp_v4_v6_and_mapped_reach", roads::reach),
     ("tcp_refused_unreachable_and_silent", roads::failures),
     ("tcp_odd_syns_reach", roads::odd_syns),

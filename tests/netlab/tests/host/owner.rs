@@ -11,7 +11,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 use tpx_core::plan::Plan;
 use tpx_datapath::{
     Host as _,
-    linux::{LinuxHost, Slot},
+    linux::{Feature, LinuxHost, Slot, needs_perfmon},
 };
 use tpx_netlab::World;
 
@@ -41,14 +41,15 @@ fn serve() -> Result<()> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     let plan: Plan = serde_json::from_str(&env::var(PLAN)?)?;
     if env::var_os(FEW).is_some() {
-        let few = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
+        let mut few = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW;
+        few.set(CapabilitySet::PERFMON, needs_perfmon());
         set_capabilities(None, CapabilitySets { effective: few, permitted: few, inheritable: CapabilitySet::empty() })?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
         let mut host = LinuxHost::new(Slot::FIRST);
         if env::var_os(CLSACT).is_some() {
-            host = host.with_clsact();
+            host = host.without([Feature::Tcx]);
         }
         let handover = host.apply(&plan).await?;
         let held: Box<dyn std::any::Any> = match &handover.express {

@@ -8,12 +8,17 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tpx_datapath::linux::Slot;
+use tpx_core::plan::Road;
+use tpx_datapath::{
+    Host as _,
+    linux::{Feature, LinuxHost, Slot, probe},
+};
 use tpx_ebpf_abi::mark;
 use tpx_netlab::World;
 
 use crate::{
     app::{self, addr},
+    neighbour,
     relay::{ECHO, REFUSED, Relay, SILENT, UNREACHABLE, plan},
 };
 
@@ -21,9 +26,32 @@ const V4: &str = "10.96.3.7:80";
 
 /// The programs pass the verifier, and the probe promises no less.
 pub(crate) fn loads(world: &World) -> Result<()> {
-    let features = tpx_datapath::linux::probe();
-    ensure!(features.express_lane == Ok(()), "{features:?}");
+    let features = probe(&[]);
+    ensure!(features.express_lane(1000) == Ok(()), "{features:?}");
+    let new = aya::util::KernelVersion::current()? >= aya::util::KernelVersion::new(6, 6, 0);
+    ensure!(features.missing == if new { vec![] } else { vec![Feature::Tcx] }, "{features:?}");
     Relay::start(world, &plan(world))?.stop(world)
+}
+
+/// Without what the express lane needs it says so, and the floor carries; without anything else it goes on.
+pub(crate) fn features(world: &World) -> Result<()> {
+    for missing in [Feature::ConnectHooks, Feature::SkLookup, Feature::SocketFilter] {
+        let why = probe(&[missing]).express_lane(1000);
+        ensure!(why.as_ref().is_err_and(|why| why.contains(missing.about())), "{missing}: {why:?}");
+        let mut host = LinuxHost::new(Slot::FIRST).without([missing]);
+        let refused = world.block_on(host.apply(&plan(world))).err();
+        ensure!(refused.as_ref().is_some_and(|e| Some(e.to_string()) == why.err()), "{missing}: {refused:?}");
+        let floor = crate::floor::plan(Road::Tun);
+        let handover = world.block_on(host.apply(&floor)).with_context(|| missing.to_string())?;
+        ensure!(handover.express.is_none() && neighbour::route_get("10.96.3.7").contains("dev tpx0"));
+        drop(handover);
+        world.block_on(host.revert())?;
+    }
+    let maps = Feature::UserMaps;
+    ensure!(probe(&[maps]).express_lane(0).is_ok() && probe(&[maps]).express_lane(1000).is_err());
+    let mut host = LinuxHost::new(Slot::FIRST).without([Feature::Tcx, maps]);
+    let handover = world.block_on(host.apply(&plan(world)))?;
+    Relay::serve(world, host, handover)?.stop(world)
 }
 
 pub(crate) fn reach(world: &World) -> Result<()> {

@@ -147,7 +147,7 @@ pub(crate) fn bypass(world: &World) -> Result<()> {
 
 /// The widest scope reaches both groups, but not beyond the tree that is visible here.
 pub(crate) fn workstation(world: &World) -> Result<()> {
-    let features = tpx_datapath::linux::probe();
+    let features = tpx_datapath::linux::probe(&[]);
     ensure!(features.cgroup2.as_deref() == Some(world.tree()), "{features:?}");
     let relay = Relay::start(world, &Plan { scope: Scope::Workstation, ..plan(world) })?;
     for to in TARGETS.map(addr) {

@@ -36,7 +36,7 @@ use tokio::sync::watch;
 use tpx_core::plan::{Plan, Road, Scope};
 use tpx_ebpf_abi::{Action, slot::Slot};
 
-pub use probe::{Features, probe};
+pub use probe::{Features, needs_perfmon, probe};
 pub use process::Process;
 pub use programs::Ahead;
 pub use tree::enter;
@@ -54,7 +54,7 @@ use self::{
     sockets::Datagrams,
     tree::Tree,
 };
-use super::{Bridges, DnsSockets, ExpressFiles, Handover, Hook};
+use super::{Bridges, DnsSockets, ExpressFiles, Feature, Handover, Hook};
 use crate::{Host, HostError};
 
 /// Does the privileged work in the network namespace of the calling thread. Needs CAP_NET_ADMIN, CAP_NET_RAW and a tokio
@@ -65,6 +65,7 @@ use crate::{Host, HostError};
 pub struct LinuxHost {
     slot: Slot,
     caller: u32,
+    without: Vec<Feature>,
     bus: Option<String>,
     ahead: Option<Ahead>,
     owners: bool,
@@ -123,10 +124,11 @@ impl LinuxHost {
         Self {
             slot,
             caller: std::process::id(),
+            without: Vec::new(),
             bus: None,
             ahead: None,
             owners: true,
-            hook: Hook::of(probe::has_tcx()),
+            hook: Hook::of(probe::has(Feature::Tcx)),
             bridges: watch::Sender::default(),
             applied: None,
         }
@@ -138,10 +140,12 @@ impl LinuxHost {
         Self { caller, ..self }
     }
 
-    /// Attaches to devices as kernels before 6.6 do.
+    /// Does as if the kernel lacked these features.
     #[must_use]
-    pub fn with_clsact(self) -> Self {
-        Self { hook: Hook::Clsact, ..self }
+    pub fn without(self, features: impl Into<Vec<Feature>>) -> Self {
+        let without = features.into();
+        let hook = if without.contains(&Feature::Tcx) { Hook::Clsact } else { self.hook };
+        Self { without, hook, ..self }
     }
 
     /// The bridges whose containers are served, as they come and go.
@@ -172,6 +176,10 @@ impl LinuxHost {
         let express = plan.road == Road::Express;
         if express {
             probe::programs().map_err(|why| HostError::Unsupported(why.into()))?;
+            // Root's needs are those of the programs themselves; who else asks has been told before.
+            if let Some(missing) = self.without.iter().find(|feature| feature.is_needed(0)) {
+                return Err(HostError::Unsupported(format!("the kernel has no {}", missing.about())));
+            }
         }
         let network = Network::open()?;
         // Whoever has the device has the slot: what else is there then was left behind.
@@ -212,7 +220,9 @@ impl LinuxHost {
         let datagrams = Datagrams::open(self.slot, ipv6)?;
         let pids = if self.owners { PidNamespace::own() } else { PidNamespace::NONE };
         let outlives = self.hook == Hook::Clsact;
-        let globals = Globals { slot: self.slot, tree, device: device.index, port: datagrams.port, pids, outlives };
+        let names_errors = !self.without.contains(&Feature::SetRetval) && probe::has(Feature::SetRetval);
+        let (slot, device, port) = (self.slot, device.index, datagrams.port);
+        let globals = Globals { slot, tree, device, port, pids, names_errors, outlives };
         let mut programs = Programs::load(globals, self.ahead.take())?;
         datagrams.register(&mut programs)?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;

@@ -113,6 +113,8 @@ pub(super) struct Globals {
     pub(super) port: u16,
     /// Whose numbers processes have.
     pub(super) pids: PidNamespace,
+    /// Whether a hook may say which error a refused call ends with; elsewhere it is EPERM.
+    pub(super) names_errors: bool,
     /// Whether programs on devices outlive a crash.
     pub(super) outlives: bool,
 }
@@ -321,9 +323,9 @@ fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostErr
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
-    let Globals { slot, tree, device, port, pids, outlives } = globals;
+    let Globals { slot, tree, device, port, pids, names_errors, outlives } = globals;
     let (index, tree, kind) = (slot.index(), u8::from(tree), pids.kind as u32);
-    let (retval, outlives) = (u32::from(super::probe::names_errors()), u32::from(outlives));
+    let (retval, outlives) = (u32::from(names_errors), u32::from(outlives));
     // It borrows what is above from here on.
     let mut loader: EbpfLoader<'_> = loader;
     loader
@@ -341,7 +343,7 @@ fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostErr
         .map_err(|e| failed("load the kernel programs' maps", &e))
 }
 
-/// Starts reading what the programs log; release builds log nothing.
+/// Starts reading what the programs log, if they were built to.
 fn read_log(bpf: &mut Ebpf) -> Option<Log> {
     bpf.map("AYA_LOGS")?;
     let logger = match aya_log::EbpfLogger::init(bpf) {
