@@ -158,6 +158,9 @@ impl<M: Hosts> Conversation<'_, M> {
         if unavailable.is_none() {
             features.push(Welcome::EXPRESS_TCP.into());
         }
+        if self.sessions.stays {
+            features.push(Welcome::STAYS.into());
+        }
         let (missing, sessions) = (self.sessions.missing.clone(), self.sessions.list());
         let release = env!("CARGO_PKG_VERSION").into();
         self.say(&Reply::Welcome(Welcome { version: VERSION, release, features, unavailable, missing, sessions })).await

@@ -115,7 +115,9 @@ fn run(arguments: &Serve) -> anyhow::Result<()> {
         let ahead = arguments.exit_when_idle.then(Ahead::start);
         let hosts = hosts::LinuxHosts::new(ahead, arguments.without.clone());
         let missing = features.missing.into_iter().map(Into::into).collect();
-        let sessions = sessions::Sessions::new(hosts, owner, unavailable).on_a_kernel_without(missing);
+        let sessions = sessions::Sessions::new(hosts, owner, unavailable)
+            .on_a_kernel_without(missing)
+            .staying(!arguments.exit_when_idle);
         serve::serve(socket, sessions, arguments.exit_when_idle).await
     })
 }

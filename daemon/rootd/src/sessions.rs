@@ -54,6 +54,8 @@ pub(crate) struct Sessions<M: Hosts> {
     pub(crate) connections: AtomicU64,
     /// What the kernel lacks.
     pub(crate) missing: Vec<Missing>,
+    /// Whether the process stays when it has no sessions.
+    pub(crate) stays: bool,
     table: watch::Sender<Table<M::Host>>,
     state: Mutex<State>,
 }
@@ -108,6 +110,7 @@ impl<M: Hosts> Sessions<M> {
             owner,
             connections: AtomicU64::new(0),
             missing: Vec::new(),
+            stays: false,
             table: watch::Sender::new(BTreeMap::new()),
             state: Mutex::new(State {
                 unavailable,
@@ -120,6 +123,11 @@ impl<M: Hosts> Sessions<M> {
     /// To be told to whoever says hello.
     pub(crate) fn on_a_kernel_without(self, missing: Vec<Missing>) -> Self {
         Self { missing, ..self }
+    }
+
+    /// Whether the process stays when it has no sessions.
+    pub(crate) fn staying(self, stays: bool) -> Self {
+        Self { stays, ..self }
     }
 
     /// The host of `connection`'s session for plans of this scope; a new session if it has none.

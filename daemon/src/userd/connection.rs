@@ -11,7 +11,10 @@ use tpx_core::{config::Config, plan::Road};
 use tpx_datapath::{
     Host as _,
     linux::{Maps, routes::Monitor},
-    remote::{RemoteHost, protocol::Missing},
+    remote::{
+        RemoteHost,
+        protocol::{Missing, Welcome},
+    },
 };
 
 use super::{
@@ -227,6 +230,13 @@ impl Connection {
             why = &mut self.follower => Ended::Lost(why.unwrap_or_else(|e| e.to_string())),
             why = over => Ended::Done(why),
         }
+    }
+
+    /// Whether it makes sense to connect again after a loss: the privileged daemon is there, or somebody starts it again. Not
+    /// for a process tree, whose processes have moved out of it.
+    pub(crate) async fn may_come_back(&self) -> bool {
+        let host = self.host.lock().await;
+        self.tree.is_none() && (!host.is_gone() || host.welcome().features.iter().any(|f| f == Welcome::STAYS))
     }
 
     /// Answers a request of the command line.

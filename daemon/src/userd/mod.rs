@@ -33,7 +33,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
 };
 use tpx_core::config::Config;
@@ -47,6 +47,9 @@ use crate::{
 
 /// A daemon that nobody asks to connect does not stay.
 const UNASKED: Duration = Duration::from_secs(30);
+/// How long a lost connection may take to come back, and the pause between attempts.
+const COMEBACK: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(300);
 
 /// Runs the user daemon called `name` until its connection ends.
 pub(crate) fn main(name: &str) -> Result<ExitCode, Failure> {
@@ -70,10 +73,9 @@ pub(crate) fn main(name: &str) -> Result<ExitCode, Failure> {
 
 async fn serve(name: &str) -> Result<()> {
     let bound = ipc::bind(&paths::socket(name)?)?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut connection = match until_connected(&bound, name).await? {
-        Outcome::Connected(connection) => *connection,
+    let mut end = End { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+    let (mut connection, params) = match until_connected(&bound, name).await? {
+        Outcome::Connected(connection, params) => (*connection, params),
         Outcome::Failed(mut exchange, failure) => {
             tracing::error!("{failure}");
             drop(bound);
@@ -82,38 +84,124 @@ async fn serve(name: &str) -> Result<()> {
         }
         Outcome::Nothing => return Ok(()),
     };
-    let ended = loop {
-        tokio::select! {
-            request = bound.next() => {
-                let (request, exchange) = request.context("accept on the socket")?;
-                if matches!(request, Request::Quit) {
-                    break Some(exchange);
-                }
-                connection.answer(request, exchange);
+    let asker = loop {
+        match stay(&bound, &mut connection, &mut end).await? {
+            Stayed::Asked(exchange) => break Some(exchange),
+            Stayed::Done => break None,
+            Stayed::Lost(why) => {
+                tracing::error!("the connection has ended: {why}");
+                let again = connection.may_come_back().await;
+                connection.close().await;
+                let Some(next) = (if again { come_back(&bound, name, &params, &why, &mut end).await } else { None })
+                else {
+                    return Ok(());
+                };
+                connection = *next;
             }
-            ended = connection.ended() => {
-                match ended {
-                    Ended::Lost(why) => tracing::error!("the connection has ended: {why}"),
-                    Ended::Done(why) => tracing::info!("the connection has ended: {why}"),
-                }
-                break None;
-            }
-            _ = terminate.recv() => break None,
-            _ = interrupt.recv() => break None,
         }
     };
     connection.close().await;
     // The socket's file goes first: who sees the answer can connect anew at once.
     drop(bound);
-    if let Some(mut exchange) = ended {
+    if let Some(mut exchange) = asker {
         let _ = exchange.send(&Reply::Done).await;
     }
     Ok(())
 }
 
+/// The signals that end the daemon.
+struct End {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl End {
+    /// Cancel safe.
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Until when a connection has stayed.
+enum Stayed {
+    /// Somebody asked for its end, and waits for it.
+    Asked(Exchange),
+    /// Nobody needed it any more.
+    Done,
+    /// It could not go on, with the reason.
+    Lost(String),
+}
+
+/// Answers requests until the connection is over.
+async fn stay(bound: &Bound, connection: &mut Connection, end: &mut End) -> Result<Stayed> {
+    loop {
+        tokio::select! {
+            request = bound.next() => {
+                let (request, exchange) = request.context("accept on the socket")?;
+                if matches!(request, Request::Quit) {
+                    return Ok(Stayed::Asked(exchange));
+                }
+                connection.answer(request, exchange);
+            }
+            ended = connection.ended() => return Ok(match ended {
+                Ended::Lost(why) => Stayed::Lost(why),
+                Ended::Done(why) => {
+                    tracing::info!("the connection has ended: {why}");
+                    Stayed::Done
+                }
+            }),
+            () = end.asked() => return Ok(Stayed::Done),
+        }
+    }
+}
+
+/// Connects once more after a loss, as soon as it can be done; `None` when that takes too long, or somebody asked for the end.
+async fn come_back(
+    bound: &Bound,
+    name: &str,
+    params: &ConnectParams,
+    lost: &str,
+    end: &mut End,
+) -> Option<Box<Connection>> {
+    let mut attempts = std::pin::pin!(async {
+        loop {
+            let (progress, _steps) = mpsc::unbounded_channel();
+            match connect::connect(name, params.clone(), progress).await {
+                Ok(connection) => return connection,
+                Err(failure) => tracing::warn!("not connected again yet: {failure}"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    });
+    let mut late = std::pin::pin!(tokio::time::sleep(COMEBACK));
+    loop {
+        tokio::select! {
+            connection = &mut attempts => {
+                tracing::info!("connected again");
+                return Some(Box::new(connection));
+            }
+            () = &mut late => {
+                tracing::error!("could not connect again within {COMEBACK:?}");
+                return None;
+            }
+            () = end.asked() => return None,
+            Ok((request, mut exchange)) = bound.next() => match request {
+                Request::Quit => {
+                    let _ = exchange.send(&Reply::Done).await;
+                    return None;
+                }
+                _ => not_yet(exchange, &format!("reconnecting, because {lost}")).await,
+            },
+        }
+    }
+}
+
 /// What became of the one request to connect.
 enum Outcome {
-    Connected(Box<Connection>),
+    Connected(Box<Connection>, Box<ConnectParams>),
     /// To be told to who asked, once nothing is left that a next attempt would find.
     Failed(Exchange, Failure),
     /// Nobody asked, or who asked has left.
@@ -146,7 +234,7 @@ async fn until_connected(bound: &Bound, name: &str) -> Result<Outcome> {
 /// attempt ends with it.
 async fn connect_for(bound: &Bound, name: &str, params: ConnectParams, mut exchange: Exchange) -> Outcome {
     let (progress, mut steps) = mpsc::unbounded_channel();
-    let mut attempt = std::pin::pin!(connect::connect(name, params, progress));
+    let mut attempt = std::pin::pin!(connect::connect(name, params.clone(), progress));
     let result = loop {
         tokio::select! {
             result = &mut attempt => break result,
@@ -169,7 +257,7 @@ async fn connect_for(bound: &Bound, name: &str, params: ConnectParams, mut excha
                 connection.close().await;
                 return Outcome::Nothing;
             }
-            Outcome::Connected(Box::new(connection))
+            Outcome::Connected(Box::new(connection), Box::new(params))
         }
         Err(failure) => Outcome::Failed(exchange, failure),
     }

@@ -144,6 +144,12 @@ impl RemoteHost {
         &self.welcome
     }
 
+    /// Whether it is gone.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.reader.is_finished()
+    }
+
     /// Ends when tpx-rootd is gone. What it applied is gone with it.
     pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut lost = self.lost.clone();

@@ -87,7 +87,8 @@ pub struct Welcome {
     /// Its release, for people.
     #[serde(default)]
     pub release: String,
-    /// What it can do: [`Welcome::TUN`], [`Welcome::EXPRESS_TCP`], [`Welcome::DNS`]. Unknown ones mean nothing.
+    /// What it can do: [`Welcome::TUN`], [`Welcome::EXPRESS_TCP`], [`Welcome::DNS`], [`Welcome::STAYS`]. Unknown
+    /// ones mean nothing.
     #[serde(default)]
     pub features: Vec<String>,
     /// Why the express lane is not available, as one line. The floor alone is; plan for `Road::Tun` then.
@@ -108,6 +109,8 @@ impl Welcome {
     pub const EXPRESS_TCP: &str = "express_tcp";
     /// Name servers stood in for.
     pub const DNS: &str = "dns";
+    /// It does not leave when nobody needs it: whoever keeps it will start it again when it has ended.
+    pub const STAYS: &str = "stays";
 }
 
 /// Something that the kernel lacks.

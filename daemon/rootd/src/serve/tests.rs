@@ -140,7 +140,7 @@ impl Running {
         let directory = tempfile::tempdir().unwrap();
         let notes = Notebook::default();
         let socket = socket::bind(&directory.path().join("s"), rustix::process::getuid().as_raw()).unwrap();
-        let service = Sessions::new(NotingHosts(notes.clone()), owner, None);
+        let service = Sessions::new(NotingHosts(notes.clone()), owner, None).staying(!when_idle);
         let task = tokio::spawn(serve(socket, service, when_idle));
         Self { directory, notes, task }
     }

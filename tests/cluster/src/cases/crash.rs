@@ -14,7 +14,8 @@ pub(super) const CASES: &[Case] = &[
     ("crash::the_cluster_side_is_replaced", manager),
 ];
 
-fn kill(pid: u32) -> Result<()> {
+/// kill -9.
+pub(super) fn kill(pid: u32) -> Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| anyhow::anyhow!("no pid"))?;
     Ok(kill_process(pid, Signal::KILL)?)
 }
@@ -39,7 +40,7 @@ fn killing(which: &[&str]) -> Result<()> {
 }
 
 /// The laptop's own life: names and pages of the internet.
-fn own_traffic() -> Result<()> {
+pub(super) fn own_traffic() -> Result<()> {
     let page = sh("curl -sS -m 10 http://www.internet.test")?.success()?;
     ensure!(page.contains("The Internet"), "{page}");
     let refused = sh("curl -sS -m 5 http://203.0.113.80:81")?;

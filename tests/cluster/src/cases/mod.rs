@@ -3,6 +3,7 @@
 mod containers;
 mod crash;
 mod dns;
+mod faults;
 mod floor;
 mod flows;
 mod look;
@@ -45,7 +46,7 @@ pub(crate) fn all() -> Vec<Case> {
     let programs = if laptop::is_tun() {
         run::ON_THE_FLOOR.to_vec()
     } else {
-        [containers::EXPRESS, maps::CASES, run::CASES, scopes::CASES].concat()
+        [containers::EXPRESS, faults::EXPRESS, maps::CASES, run::CASES, scopes::CASES].concat()
     };
-    [&first.concat(), &programs[..], crash::CASES, users::CASES].concat()
+    [&first.concat(), &programs[..], crash::CASES, faults::CASES, users::CASES].concat()
 }
