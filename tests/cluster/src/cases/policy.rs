@@ -39,8 +39,6 @@ fn denied() -> Result<()> {
     for to in [at(web.v4, 80), at(web.v6, 80), at(echo.v4, 7), at(echo.v6, 7)] {
         ensure_denied(to)?;
     }
-    let said = sh("curl -sS -m 5 http://web-app.emojivoto/ 2>&1; true")?.success()?;
-    ensure!(laptop::is_tun() || said.contains("Permission denied"), "curl said {said}");
     for other in [at(echo.v4, 9), at(echo.v6, 9)] {
         ensure!(laptop::probe(other, &[])?.connected, "{other} is of another namespace");
     }
