@@ -76,7 +76,7 @@ pub(crate) fn end(progress: &Progress, name: &str) -> Result<bool, Failure> {
 /// Ends a user daemon and waits until it has gone.
 fn stop(progress: &Progress, mut client: Client) -> Result<(), Failure> {
     progress.step("Disconnecting");
-    client.ask(&Request::Quit, &mut |step| progress.step(step))?;
+    client.ask_to_end(&mut |step| progress.step(step))?;
     client.wait_closed(QUIT);
     Ok(())
 }

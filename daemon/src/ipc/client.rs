@@ -37,6 +37,14 @@ impl Client {
         self
     }
 
+    /// Asks the daemon to end. One that goes away without an answer has ended as well.
+    ///
+    /// # Errors
+    /// The daemon's own [`Failure`].
+    pub(crate) fn ask_to_end(&mut self, waiting: Waiting<'_>) -> Result<(), Failure> {
+        self.exchange(&Request::Quit, waiting).map_or(Ok(()), |reply| reply.map(drop))
+    }
+
     /// Sends a request and returns the final reply.
     ///
     /// # Errors
