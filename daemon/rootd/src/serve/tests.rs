@@ -325,7 +325,7 @@ async fn failures_arrive_and_leave_no_session() {
     // Those who come later hear why at once.
     let mut later = connect(&rootd.path()).await;
     assert_eq!(later.welcome().unavailable.as_deref(), Some("this kernel has no BPF"));
-    assert_eq!(later.welcome().features, [Welcome::TUN, Welcome::DNS]);
+    assert_eq!(later.welcome().features, [Welcome::TUN, Welcome::DNS, Welcome::STAYS]);
     later.apply(&plan(1)).await.unwrap();
     // A failure does not end a session that exists.
     later.apply(&plan(0)).await.unwrap_err();
