@@ -1,5 +1,6 @@
 //! Under which conditions the numbers hold: machine, versions, date, noise.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
@@ -9,6 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::lab::{LIMIT, Lab, Part, finish};
+use crate::rounds::Subject;
 
 /// Numbers without these say nothing.
 #[derive(Clone, Debug, Serialize)]
@@ -23,6 +25,7 @@ pub(crate) struct Conditions {
     pub(crate) load_after: Option<f64>,
     pub(crate) rounds: usize,
     pub(crate) quick: bool,
+    pub(crate) measured: BTreeSet<Subject>,
     /// The checkout's commit; `+` when it has changes.
     pub(crate) commit: String,
     pub(crate) tpx: String,
@@ -32,7 +35,7 @@ pub(crate) struct Conditions {
 }
 
 impl Conditions {
-    pub(crate) fn now(lab: &Lab, rounds: usize, quick: bool) -> Conditions {
+    pub(crate) fn now(lab: &Lab, rounds: usize, quick: bool, measured: BTreeSet<Subject>) -> Conditions {
         let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
         let json = |words: &[&str]| -> Value {
             serde_json::from_str(&lab.run(Part::Laptop, words).unwrap_or_default()).unwrap_or_default()
@@ -49,6 +52,7 @@ impl Conditions {
             load_after: None,
             rounds,
             quick,
+            measured,
             commit: commit(),
             tpx: word(&json(&["tpx", "version", "--format=json"])["client"]),
             kubectl: word(&versions["clientVersion"]["gitVersion"]),

@@ -30,7 +30,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use conditions::Conditions;
 use lab::Lab;
 use report::Report;
-use rounds::Amount;
+use rounds::{Amount, Subject};
 
 #[derive(Parser)]
 #[command(name = "tpx-bench", about)]
@@ -41,6 +41,9 @@ struct Cli {
     /// How often everything is measured
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
+    /// Parts to measure, separated by commas: all when not given
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
+    only: Vec<Subject>,
     /// Where report.json, report.md and the plots go
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -86,20 +89,22 @@ fn run() -> Result<()> {
     } else {
         Amount { rounds, transfer: 2.0, burst: 1.5, pings: 3000, busy_pings: 1000, idle: 10.0 }
     };
+    let wanted = if cli.only.is_empty() { Subject::all() } else { cli.only.into_iter().collect() };
     let lab = Lab::new(cli.xtask, &cli.name)?;
-    let mut conditions = Conditions::now(&lab, rounds, cli.quick);
-    let raw = rounds::run(&lab, amount, &interrupted)?;
+    let mut conditions = Conditions::now(&lab, rounds, cli.quick, wanted.clone());
+    let raw = rounds::run(&lab, amount, &wanted, &interrupted)?;
     conditions.ended();
     let report = Report::new(conditions, raw);
     let json = serde_json::to_string_pretty(&report)?;
     fs::create_dir_all(&cli.out).with_context(|| format!("cannot make {}", cli.out.display()))?;
-    for (name, text) in [
-        ("report.json", &json),
-        ("report.md", &render::markdown(&report)),
-        ("roads.svg", &plot::roads(&report)),
-        ("bare.svg", &plot::bare(&report)),
-        ("memory.svg", &plot::memory(&report)),
-    ] {
+    let mut files = vec![("report.json", json.clone()), ("report.md", render::markdown(&report))];
+    if report.conditions.measured.contains(&Subject::Roads) {
+        files.extend([("roads.svg", plot::roads(&report)), ("memory.svg", plot::memory(&report))]);
+    }
+    if report.conditions.measured.contains(&Subject::Datapaths) {
+        files.push(("bare.svg", plot::bare(&report)));
+    }
+    for (name, text) in files {
         let file = cli.out.join(name);
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }

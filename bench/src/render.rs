@@ -13,13 +13,19 @@ use crate::grid::middle;
 use crate::names;
 use crate::procs::Memory;
 use crate::report::{Goal, Metric, Report, Road};
+use crate::rounds::Subject;
 
 /// For a terminal.
 pub(crate) fn text(report: &Report) -> String {
     let mut text = String::new();
-    let large = [full(report), per_flow(report), crowd(report)];
-    let tables = [numbers(report), alone(report), named(report), cpu(report), memory(report)];
-    for mut table in tables.into_iter().chain(large).chain([goals(report)]) {
+    let of = |subject: &Subject| match subject {
+        Subject::Roads => vec![numbers(report), named(report), cpu(report), memory(report)],
+        Subject::Datapaths => vec![alone(report)],
+        Subject::Tables => vec![full(report)],
+        Subject::Flows => vec![per_flow(report)],
+        Subject::Crowd => vec![crowd(report)],
+    };
+    for mut table in report.conditions.measured.iter().flat_map(of).chain([goals(report)]) {
         text += &format!("{}\n\n", trimmed(table.load_preset(NOTHING)));
     }
     for failure in failures(report) {
@@ -55,24 +61,9 @@ pub(crate) fn markdown(report: &Report) -> String {
              the rounds; each round measures every road once, in an order that turns; ratios are taken per round, \
              their median is shown with the least and the greatest. \"tpx\" is what `tpx connect` chooses, the express lane; \
              \"floor\" is `--datapath tun`.\n\n";
-    text += &section("Numbers", numbers(report));
-    text += "![](roads.svg)\n\n";
-    text += &section("The datapath alone", alone(report));
-    text += "![](bare.svg)\n\nNo tunnel and no cluster: the services are in the memory of one program that stands where the user \
-             daemon does; on plain loopback the same program listens at 127.0.0.1.\n\n";
-    text += &section("A name from memory", named(report));
-    text += "The same question by the same client over UDP, to the laptop's configured name server (which is tpx) and to dnsmasq \
-             on the laptop. tpx has the answer from the cluster and asks again when its time has run out.\n\n";
-    text += &section("CPU seconds per GiB, by process", cpu(report));
-    text += "User and system time of /proc/PID/stat. The clients, the service's pod and the kernel's own threads are not \
-             in it; what the cluster's processes do anyway is.\n\n";
-    text += &section("Memory of tpx, MiB", memory(report));
-    text += "![](memory.svg)\n\n";
-    text += &section("Many rules and flows", full(report));
-    text += "The datapath alone, as above; flows beyond the files that a process may have are UDP's. What is timed goes to an              address of its own.\n\n";
-    text += &section("Memory of an open flow, KiB", per_flow(report));
-    text += "TCP connections through the whole road that do nothing. The kernel's part is that of all ends, which are on              this machine: the client's socket and the user daemon's on the laptop, the manager's and the pod's.\n\n";
-    text += &section("A large cluster", crowd(report));
+    for subject in &conditions.measured {
+        text += &chapter(report, *subject);
+    }
     text += &section("Goals", goals(report));
     if !report.failures.is_empty() {
         text += "## Failures\n\n";
@@ -81,6 +72,44 @@ pub(crate) fn markdown(report: &Report) -> String {
         }
     }
     text
+}
+
+/// What is written about one part.
+fn chapter(report: &Report, subject: Subject) -> String {
+    match subject {
+        Subject::Roads => [
+            section("Numbers", numbers(report)).as_str(),
+            "![](roads.svg)\n\n",
+            &section("A name from memory", named(report)),
+            "The same question by the same client over UDP, to the laptop's configured name server (which is tpx) and to \
+             dnsmasq on the laptop. tpx has the answer from the cluster and asks again when its time has run out.\n\n",
+            &section("CPU seconds per GiB, by process", cpu(report)),
+            "User and system time of /proc/PID/stat. The clients, the service's pod and the kernel's own threads are not \
+             in it; what the cluster's processes do anyway is.\n\n",
+            &section("Memory of tpx, MiB", memory(report)),
+            "![](memory.svg)\n\n",
+        ]
+        .concat(),
+        Subject::Datapaths => [
+            section("The datapath alone", alone(report)).as_str(),
+            "![](bare.svg)\n\nNo tunnel and no cluster: the services are in the memory of one program that stands where \
+             the user daemon does; on plain loopback the same program listens at 127.0.0.1.\n\n",
+        ]
+        .concat(),
+        Subject::Tables => [
+            section("Many rules and flows", full(report)).as_str(),
+            "The datapath alone, as above; flows beyond the files that a process may have are UDP's. What is timed goes \
+             to an address of its own.\n\n",
+        ]
+        .concat(),
+        Subject::Flows => [
+            section("Memory of an open flow, KiB", per_flow(report)).as_str(),
+            "TCP connections through the whole road that do nothing. The kernel's part is that of all ends, which are on \
+             this machine: the client's socket and the user daemon's on the laptop, the manager's and the pod's.\n\n",
+        ]
+        .concat(),
+        Subject::Crowd => section("A large cluster", crowd(report)),
+    }
 }
 
 fn section(title: &str, mut table: Table) -> String {

@@ -13,6 +13,7 @@ use crate::full;
 use crate::grid::Row;
 use crate::names;
 use crate::procs::{Memory, Process};
+use crate::rounds::Subject;
 
 /// A way from a client to a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -227,8 +228,14 @@ impl Report {
                 (road, Metric::ALL.into_iter().filter_map(|metric| Some((metric, of(metric)?))).collect())
             })
             .collect();
-        let large = [full::goals(&full), crowd::goals(crowd.as_ref())].concat();
-        let goals = [goals(&compared, &daemons), bare::goals(&bare), names::goals(&names), large].concat();
+        let goals = conditions.measured.iter().flat_map(|subject| match subject {
+            Subject::Roads => [goals(&compared, &daemons), names::goals(&names)].concat(),
+            Subject::Datapaths => bare::goals(&bare),
+            Subject::Tables => full::goals(&full),
+            Subject::Flows => Vec::new(),
+            Subject::Crowd => crowd::goals(crowd.as_ref()),
+        });
+        let goals = goals.collect();
         let ratios = compared.into();
         Report {
             conditions,

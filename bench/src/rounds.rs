@@ -1,11 +1,13 @@
 //! The rounds: each road once per round, in an order that turns, so that what changes on the machine meanwhile hits all alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use clap::ValueEnum;
+use serde::Serialize;
 use tpx_bench::said::{Bulk, Cold, Connects, Ping};
 
 use crate::grid::Row;
@@ -14,6 +16,28 @@ use crate::procs::{Finder, Process};
 use crate::report::{Daemon, Failure, Metric, Raw, Road, Round, Seen};
 use crate::roads::{self, Ends, Forwards};
 use crate::{bare, crowd, flows, full, names};
+
+/// A part of what is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Subject {
+    /// tpx next to kubectl port-forward and a direct connection, names next to dnsmasq
+    Roads,
+    /// The datapaths without a tunnel, next to plain loopback
+    Datapaths,
+    /// connect() with many rules and flows, next to an empty table
+    Tables,
+    /// Memory of an open flow
+    Flows,
+    /// tpx connect in a cluster of thousands of services
+    Crowd,
+}
+
+impl Subject {
+    pub(crate) fn all() -> BTreeSet<Subject> {
+        Subject::value_variants().iter().copied().collect()
+    }
+}
 
 /// How much is measured.
 #[derive(Clone, Copy)]
@@ -65,12 +89,13 @@ impl Log {
     }
 }
 
-/// Measures all roads. What fails on one is noted and the others go on; an error is only what concerns all of them.
-pub(crate) fn run(lab: &Lab, amount: Amount, interrupted: &Arc<AtomicBool>) -> Result<Raw> {
+/// Measures what is wanted. What fails on one road is noted and the others go on; an error is only what concerns all of them.
+pub(crate) fn run(lab: &Lab, amount: Amount, wanted: &BTreeSet<Subject>, interrupted: &Arc<AtomicBool>) -> Result<Raw> {
     let finder = Finder::new(&lab.cgroup);
     let mut run = Run {
         lab,
         amount,
+        wanted,
         cluster: roads::cluster(&finder)?,
         direct: roads::cluster_ips(lab)?,
         finder,
@@ -87,17 +112,23 @@ pub(crate) fn run(lab: &Lab, amount: Amount, interrupted: &Arc<AtomicBool>) -> R
     run.log.try_on(Road::Tpx.title(), "tpx manager install", installed);
     let address = run.direct.web.rsplit_once(':').map_or(String::new(), |(ip, _)| ip.to_owned());
     run.dnsmasq = run.log.try_on("dnsmasq", "start", || names::dnsmasq(lab, &address));
-    for round in 1..=amount.rounds {
-        eprintln!("round {round} of {}", amount.rounds);
-        (run.round, run.log.round) = (round, round);
-        run.one_round()?;
+    if [Subject::Roads, Subject::Datapaths, Subject::Tables].iter().any(|subject| wanted.contains(subject)) {
+        for round in 1..=amount.rounds {
+            eprintln!("round {round} of {}", amount.rounds);
+            (run.round, run.log.round) = (round, round);
+            run.one_round()?;
+        }
     }
     run.round = 0;
     run.log.round = 0;
-    eprintln!("open flows");
-    run.flows()?;
-    eprintln!("a large cluster");
-    run.raw.crowd = crowd::measure(lab, &run.finder, &mut run.log)?;
+    if wanted.contains(&Subject::Flows) {
+        eprintln!("open flows");
+        run.flows()?;
+    }
+    if wanted.contains(&Subject::Crowd) {
+        eprintln!("a large cluster");
+        run.raw.crowd = crowd::measure(lab, &run.finder, &mut run.log)?;
+    }
     Ok(Raw { failures: run.log.failures, ..run.raw })
 }
 
@@ -112,6 +143,7 @@ impl Drop for Disconnect<'_> {
 struct Run<'a> {
     lab: &'a Lab,
     amount: Amount,
+    wanted: &'a BTreeSet<Subject>,
     finder: Finder,
     /// API server, kubelet, containerd.
     cluster: Vec<Process>,
@@ -126,6 +158,21 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn one_round(&mut self) -> Result<()> {
+        if self.wanted.contains(&Subject::Roads) {
+            self.roads()?;
+        }
+        if self.wanted.contains(&Subject::Datapaths) {
+            let bare = bare::round(self.lab, &self.amount, self.round, &mut self.log)?;
+            self.raw.bare.push(bare);
+        }
+        if self.wanted.contains(&Subject::Tables) {
+            self.raw.full.push(full::round(self.lab, &self.amount, self.round, &mut self.log)?);
+        }
+        Ok(())
+    }
+
+    /// Each road once.
+    fn roads(&mut self) -> Result<()> {
         let mut seen = Round::new();
         let mut order = Road::ALL;
         order.rotate_left((self.round - 1) % Road::ALL.len());
@@ -159,9 +206,6 @@ impl Run<'_> {
         }
         self.raw.rounds.push(seen);
         self.raw.names.push(names);
-        let bare = bare::round(self.lab, &self.amount, self.round, &mut self.log)?;
-        self.raw.bare.push(bare);
-        self.raw.full.push(full::round(self.lab, &self.amount, self.round, &mut self.log)?);
         Ok(())
     }
 

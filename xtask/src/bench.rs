@@ -12,6 +12,9 @@ use crate::demo::build_programs;
 use crate::lab::Lab;
 use crate::{elevate, image, paths, setup};
 
+/// As `tpx-bench` calls them: what it would refuse is refused before anything is built.
+const PARTS: [&str; 5] = ["roads", "datapaths", "tables", "flows", "crowd"];
+
 /// What is handed on to `tpx-bench`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -21,6 +24,9 @@ pub(crate) struct Options {
     /// How often everything is measured
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: Option<u16>,
+    /// Parts to measure, separated by commas: all when not given
+    #[arg(long, value_name = "PARTS", value_delimiter = ',', value_parser = PARTS)]
+    only: Vec<String>,
     /// Where report.json, report.md and the plots go; target/bench when not given
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -49,6 +55,7 @@ pub(crate) fn run(lab: &Lab, options: &Options) -> Result<()> {
     bench.arg("--xtask").arg(std::env::current_exe()?).arg("--out").arg(out).args(["--name", &lab.name]);
     bench.args(["--format", &options.format]);
     bench.args(options.quick.then_some("--quick"));
+    bench.args((!options.only.is_empty()).then(|| format!("--only={}", options.only.join(","))));
     bench.args(options.rounds.map(|rounds| format!("--rounds={rounds}")));
     // In its place, so that a signal meant for this ends that.
     Err(bench.exec().into())
