@@ -9,18 +9,18 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use tpx_ebpf_abi::{Counter, DNS_PORT, Station, may_send4, may_send6, ports4, ports6, takes};
+use tpx_ebpf_abi::{Counter, DNS_PORT, Station, mark, may_send4, may_send6, ports4, ports6, takes};
 
 use crate::{
     connect::{rule4, rule6},
-    maps::{DEVICE, OUTLIVES, STATIONS, count},
+    maps::{DEVICE, OF_SENDERS, OUTLIVES, SENDERS, STATIONS, count, member_mark},
     sys::{ETHERNET, Frame, Route, found},
 };
 
 #[classifier]
 pub(crate) fn from_container(ctx: TcContext) -> i32 {
     let frame = Frame(&ctx);
-    let taken = if !frame.is_for_this_host() {
+    let taken = if !frame.is_for_this_host() || !mark::is_free(frame.mark()) {
         None
     } else if frame.is_v4() {
         taken4(&frame)
@@ -50,13 +50,15 @@ fn taken4(frame: &Frame<'_>) -> Option<Counter> {
     let header: [u8; 20] = frame.load(ETHERNET)?;
     let [.., s0, s1, s2, s3, d0, d1, d2, d3] = header;
     let (source, destination) = ([s0, s1, s2, s3], [d0, d1, d2, d3]);
+    let sender = mapped_words(source);
+    own(frame, sender)?;
     let why = if takes(rule4(destination)) {
         Counter::ContainersSteered
     } else {
         let ports: [u8; 4] = frame.load(ETHERNET + ports4(&header)?)?;
         asks(ports, || frame.route4(destination))?
     };
-    remember(frame, mapped_words(source), || may_send4(source) && lives_here(frame, frame.route4(source)))?;
+    remember(frame, sender, || may_send4(source) && lives_here(frame, frame.route4(source)))?;
     Some(why)
 }
 
@@ -66,14 +68,27 @@ fn taken6(frame: &Frame<'_>) -> Option<Counter> {
     let header: [u8; 40] = frame.load(ETHERNET)?;
     let source: [u8; 16] = frame.load(ETHERNET + 8)?;
     let destination: [u8; 16] = frame.load(ETHERNET + 24)?;
+    let sender = words(source);
+    own(frame, sender)?;
     let why = if takes(rule6(destination)) {
         Counter::ContainersSteered
     } else {
         let ports: [u8; 4] = frame.load(ETHERNET + ports6(&header)?)?;
         asks(ports, || frame.route6(destination))?
     };
-    remember(frame, words(source), || may_send6(&source) && lives_here(frame, frame.route6(source)))?;
+    remember(frame, sender, || may_send6(&source) && lives_here(frame, frame.route6(source)))?;
     Some(why)
+}
+
+/// Marks the packets of a scope that is made of containers, as sockets of a process tree are: what is not taken is neither
+/// another scope's nor, where this host forwards it, for the workstation's floor. `None` for what others send.
+#[inline(always)]
+fn own(frame: &Frame<'_>, sender: [u32; 4]) -> Option<()> {
+    if OF_SENDERS.load() != 0 {
+        found(SENDERS.get_ptr(sender))?;
+        frame.set_mark(member_mark());
+    }
+    Some(())
 }
 
 /// A question to a name server somewhere else. One on this host goes on answering: what it asks itself is steered as that

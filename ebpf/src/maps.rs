@@ -10,8 +10,8 @@ use aya_ebpf::{
 use tpx_ebpf_abi::{
     Counter, Flow, Owner, Policy, Rule, Station, Target, Verdict,
     maps::{
-        BOUND_MAX, BYPASS_MAX, CALLERS_MAX, DENY_PORTS_MAX, HELD_MAX, OWNERS_MAX, RULES_MAX, STATIONS_MAX, SYNS_BYTES,
-        TARGETS_MAX, VIRTUAL_MAX,
+        BOUND_MAX, BYPASS_MAX, CALLERS_MAX, DENY_PORTS_MAX, HELD_MAX, OWNERS_MAX, RULES_MAX, SENDERS_MAX, STATIONS_MAX,
+        SYNS_BYTES, TARGETS_MAX, VIRTUAL_MAX,
     },
     mark,
     slot::{NAMES, Slot},
@@ -47,6 +47,9 @@ pub(crate) static PID_INODE: Global<u64> = Global::new(0);
 /// Not 0: programs on devices outlive a crash.
 #[unsafe(no_mangle)]
 pub(crate) static OUTLIVES: Global<u32> = Global::new(0);
+/// Not 0: the scope is made of containers.
+#[unsafe(no_mangle)]
+pub(crate) static OF_SENDERS: Global<u32> = Global::new(0);
 
 #[map]
 pub(crate) static RULES4: LpmTrie<[u8; 4], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
@@ -96,6 +99,8 @@ pub(crate) static OWNERS: LruHashMap<Flow, Owner> = LruHashMap::with_max_entries
 pub(crate) static SYNS: RingBuf = RingBuf::with_byte_size(SYNS_BYTES, 0);
 #[map]
 pub(crate) static STATIONS: LruHashMap<[u32; 4], Station> = LruHashMap::with_max_entries(STATIONS_MAX, 0);
+#[map]
+pub(crate) static SENDERS: HashMap<[u32; 4], u8> = HashMap::with_max_entries(SENDERS_MAX, BPF_F_NO_PREALLOC);
 #[map]
 static LOOKED_UP: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[map]

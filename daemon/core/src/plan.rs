@@ -28,6 +28,9 @@ pub enum Scope {
     /// A new process tree: tpx-rootd makes a cgroup for it as a child of the calling process's own cgroup, and removes
     /// it when the session ends.
     Tree,
+    /// Containers behind bridges of this machine, by their addresses. None while the container is stopped that is meant.
+    /// At most [`Plan::MAX_CONTAINERS`].
+    Containers(#[serde(deserialize_with = "bounded::list::<_, _, { Plan::MAX_CONTAINERS }>")] Vec<IpAddr>),
 }
 
 /// How connections enter the tunnel.
@@ -102,8 +105,8 @@ pub struct Plan {
     /// What systemd-resolved is told, where it runs. It answers every process: for a process tree it is told nothing.
     #[serde(default)]
     pub resolver: Option<ResolverLink>,
-    /// The bridges whose containers see the cluster, also those that appear later; only on the express lane, and not for
-    /// one process tree. At most [`Plan::MAX_CONTAINER_DEVICES`].
+    /// The bridges whose containers see the cluster, also those that appear later: all of them, or those that are the scope.
+    /// Only on the express lane, and not for one process tree. At most [`Plan::MAX_CONTAINER_DEVICES`].
     #[serde(default, deserialize_with = "bounded::list::<_, _, { Plan::MAX_CONTAINER_DEVICES }>")]
     pub container_devices: Vec<DevicePattern>,
 }
@@ -114,6 +117,12 @@ impl Scope {
     pub fn is_tree(&self) -> bool {
         !matches!(self, Self::Workstation)
     }
+
+    /// Whether it is that of containers.
+    #[must_use]
+    pub fn is_containers(&self) -> bool {
+        matches!(self, Self::Containers(_))
+    }
 }
 
 impl fmt::Display for Scope {
@@ -122,6 +131,10 @@ impl fmt::Display for Scope {
             Self::Workstation => f.write_str("the workstation"),
             Self::Cgroup(path) => write!(f, "{}", path.display()),
             Self::Tree => f.write_str("a new process tree"),
+            Self::Containers(addresses) => {
+                let list: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+                write!(f, "the containers at [{}]", list.join(", "))
+            }
         }
     }
 }
@@ -137,6 +150,8 @@ impl Plan {
     pub const MAX_DENY_PORTS: usize = 1024;
     /// Bound on `container_devices`.
     pub const MAX_CONTAINER_DEVICES: usize = 32;
+    /// Bound on the addresses of [`Scope::Containers`].
+    pub const MAX_CONTAINERS: usize = tpx_ebpf_abi::maps::SENDERS_MAX as usize;
     /// Bound on each list of domains of a [`ResolverLink`].
     pub const MAX_DOMAINS: usize = 1024;
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// The value of `--scope`. Each but the first is a directory of the cgroup2 tree.
+/// The value of `--scope`. Those in the middle are directories of the cgroup2 tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ScopeSelector {
     /// `workstation`: every process.
@@ -13,11 +13,13 @@ pub enum ScopeSelector {
     Unit(String),
     /// `user:NAME`: all that a user runs, by name or by id.
     User(String),
+    /// `container:NAME`: a container behind a bridge of this machine, by name or id.
+    Container(String),
 }
 
 /// What is no [`ScopeSelector`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no scope: write workstation, cgroup:PATH, unit:NAME or user:NAME")]
+#[error("{0:?} is no scope: write workstation, cgroup:PATH, unit:NAME, user:NAME or container:NAME")]
 pub struct NoScope(String);
 
 impl FromStr for ScopeSelector {
@@ -35,6 +37,8 @@ impl FromStr for ScopeSelector {
             "cgroup" if !value.is_empty() => Ok(Self::Cgroup(value.into())),
             "unit" if is_name => Ok(Self::Unit(value.to_owned())),
             "user" if is_name => Ok(Self::User(value.to_owned())),
+            // A runtime must not take it for a flag.
+            "container" if is_name && !value.starts_with('-') => Ok(Self::Container(value.to_owned())),
             _ => Err(no_scope()),
         }
     }
@@ -47,6 +51,7 @@ impl fmt::Display for ScopeSelector {
             Self::Cgroup(path) => write!(f, "cgroup:{}", path.display()),
             Self::Unit(name) => write!(f, "unit:{name}"),
             Self::User(name) => write!(f, "user:{name}"),
+            Self::Container(name) => write!(f, "container:{name}"),
         }
     }
 }
@@ -72,10 +77,29 @@ mod tests {
 
     #[test]
     fn selectors_are_what_they_say() {
-        for text in ["workstation", "cgroup:/sys/fs/cgroup/a b", "cgroup:a/b", "unit:docker.service", "user:dev"] {
+        for text in [
+            "workstation",
+            "cgroup:/sys/fs/cgroup/a b",
+            "cgroup:a/b",
+            "unit:docker.service",
+            "user:dev",
+            "container:db-1",
+        ] {
             assert_eq!(text.parse::<ScopeSelector>().unwrap().to_string(), text);
         }
-        for text in ["", "cgroup", "cgroup:", "unit:", "unit:a/b", "user:..", "user:", "pod:x", "Workstation"] {
+        for text in [
+            "",
+            "cgroup",
+            "cgroup:",
+            "unit:",
+            "unit:a/b",
+            "user:..",
+            "user:",
+            "pod:x",
+            "Workstation",
+            "container:",
+            "container:-f",
+        ] {
             let said = text.parse::<ScopeSelector>().unwrap_err().to_string();
             assert!(said.contains(&format!("{text:?}")) && said.contains("unit:NAME"), "{said}");
         }

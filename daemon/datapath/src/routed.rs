@@ -44,7 +44,7 @@ impl Routed {
     pub fn of(plan: &Plan, platform: &str) -> Result<Self, HostError> {
         let unsupported = |why: &str| Err(HostError::Unsupported(format!("{why} on {platform}")));
         match (&plan.scope, plan.road) {
-            (Scope::Cgroup(_) | Scope::Tree, _) => {
+            (Scope::Cgroup(_) | Scope::Tree | Scope::Containers(_), _) => {
                 return unsupported("`tpx run` needs Linux: routes serve the whole workstation, not one process tree,");
             }
             (Scope::Workstation, Road::Express) => {

@@ -8,6 +8,7 @@ use std::{
 use tpx_core::{
     config::{Config, Datapath, Source},
     plan::Scope,
+    scope::ScopeSelector,
 };
 
 use super::{
@@ -37,14 +38,16 @@ Examples:
   tpx connect --deny namespace:prod --deny port:25  connections there are refused
   tpx connect --datapath tun                        no eBPF program is loaded
   tpx connect --name db --scope unit:postgresql     only that service's processes see the cluster
+  tpx connect --name box --scope container:devbox   only that container sees the cluster
   tpx connect -- curl web-app.emojivoto";
 
 /// Runs `tpx connect`.
 pub(crate) fn run(out: &Output, file: UserFile, args: ConnectArgs) -> Result<ExitCode, Failure> {
     let ConnectArgs { join: wanted, name, scope, command } = args;
-    let scope = scope::resolve(&scope)?;
+    let resolved = scope::resolve(&scope)?;
+    let container = if let ScopeSelector::Container(name) = scope { Some(name) } else { None };
     let progress = out.progress();
-    let status = join(wanted, file, &name, scope, &progress)?;
+    let status = join(wanted, file, &name, (resolved, container), &progress)?;
     drop(progress);
     if command.is_empty() {
         out.result(&status, || render::connected(&status));
@@ -61,7 +64,7 @@ pub(super) fn join(
     args: JoinArgs,
     file: UserFile,
     name: &str,
-    scope: Scope,
+    (scope, container): (Scope, Option<String>),
     progress: &Progress,
 ) -> Result<Status, Failure> {
     let settings = args.routing.layer()?.over(file.layer);
@@ -83,6 +86,7 @@ pub(super) fn join(
         manager_namespace: args.kube.manager_namespace,
         rootd_socket: args.rootd_socket,
         scope,
+        container,
         settings: Box::new(settings),
     };
     match client.ask(&Request::Connect(params), &mut |step| progress.step(step))? {

@@ -114,7 +114,8 @@ pub(crate) fn of_process(pid: u32) -> Result<Option<String>, Failure> {
     let root = tpx_datapath::linux::cgroup::root().ok();
     let below = cgroup::of(pid).ok().flatten();
     let directory = root.zip(below).map(|(root, below)| root.join(below.trim_start_matches('/')));
-    let scopes = statuses.iter().map(|status| (&status.name, status.scope.cgroup()));
+    let of_processes = statuses.iter().filter(|status| status.scope.is_of_processes());
+    let scopes = of_processes.map(|status| (&status.name, status.scope.cgroup()));
     Ok(cgroup::innermost(directory.as_deref(), scopes).cloned())
 }
 

@@ -172,7 +172,8 @@ pub(crate) struct ConnectArgs {
     /// Whose processes see the cluster
     ///
     /// workstation: all. cgroup:PATH: those in a directory of the cgroup2 tree. unit:NAME: those of a service or scope of
-    /// systemd's. user:NAME: those of a user. For one command see `tpx run`.
+    /// systemd's. user:NAME: those of a user. container:NAME: a container of Docker, Podman or nerdctl behind a bridge of this
+    /// machine, also after it is restarted. For one command see `tpx run`.
     #[arg(long, value_name = "SCOPE", default_value = "workstation")]
     scope: ScopeSelector,
     /// Run this while connected

@@ -161,6 +161,8 @@ fn scope(scope: &Scope) -> String {
     match scope {
         Scope::Workstation => "workstation: every process of this machine".into(),
         Scope::Cgroup { cgroup } => format!("processes in {}", cgroup.display()),
+        Scope::Container { name, addresses } if addresses.is_empty() => format!("container {name}, which does not run"),
+        Scope::Container { name, addresses } => format!("container {name}, at {}", join(addresses)),
         Scope::Tree { cgroup } => format!("process tree of `tpx run`, in {}", cgroup.display()),
     }
 }

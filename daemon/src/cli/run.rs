@@ -49,7 +49,7 @@ pub(crate) fn run(out: &Output, file: UserFile, args: RunArgs) -> Result<ExitCod
     let name = name.unwrap_or_else(|| paths::made_up_name(std::process::id()));
     let socket = join.rootd_socket.clone();
     let progress = out.discreet_progress(quiet);
-    let status = connect::join(join, file, &name, Scope::Tree, &progress)?;
+    let status = connect::join(join, file, &name, (Scope::Tree, None), &progress)?;
     drop(progress);
     if !quiet {
         let is_watched = std::io::stderr().is_terminal();

@@ -1,4 +1,5 @@
-//! What `--scope` means on this machine: which directory of the cgroup2 tree.
+//! What `--scope` means on this machine: which directory of the cgroup2 tree. Where a container is, the user daemon finds out,
+//! because that changes.
 
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,7 @@ pub(crate) fn resolve(selector: &ScopeSelector) -> Result<Scope, Failure> {
     })?;
     match selector {
         ScopeSelector::Workstation => Ok(Scope::Workstation),
+        ScopeSelector::Container(_) => Ok(Scope::Containers(Vec::new())),
         ScopeSelector::Cgroup(path) => directory(&root, path).map(Scope::Cgroup),
         ScopeSelector::Unit(name) => unit(&root, name).map(Scope::Cgroup),
         ScopeSelector::User(name) => slice(&root, name, uid(name)?).map(Scope::Cgroup),

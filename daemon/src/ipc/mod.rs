@@ -75,6 +75,8 @@ pub(crate) struct ConnectParams {
     pub rootd_socket: PathBuf,
     /// Whose processes see the cluster.
     pub scope: Scope,
+    /// The container that the scope is; where it is, the user daemon finds out.
+    pub container: Option<String>,
     /// What flags and the user's file set, the flags over the file. What kubeconfig and the cluster set lies below.
     pub settings: Box<Partial>,
 }

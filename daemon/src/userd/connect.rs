@@ -33,6 +33,7 @@ use super::{
     addresses::Addresses,
     cluster::ManagerRoad,
     connection::{Connection, Identity, Parts, Tasks},
+    container::Container,
     datapath::Datapath,
     flow_table::FlowTable,
     flows::{Carrying, FlowCounters, carry_all},
@@ -62,11 +63,16 @@ pub(crate) async fn connect(
     let cluster = Cluster::load(params.kubeconfig.as_deref(), params.context.as_deref()).await?;
     let namespace = params.namespace.clone().unwrap_or_else(|| cluster.namespace.clone());
 
+    let container = match &params.container {
+        Some(name) => Some(Container::find(name).await?),
+        None => None,
+    };
+    let scope = container.as_ref().map_or_else(|| Ok(params.scope.clone()), Container::scope)?;
     // Privilege first: it needs no network, and without it nothing else matters.
     let mut host = RemoteHost::connect(&params.rootd_socket).await.map_err(|e| no_rootd(&e))?;
-    check_free(&params.scope, &host)?;
+    check_free(&scope, &host)?;
     let early = config::merged(Partial::clone(&params.settings), cluster.settings.clone(), None)?;
-    choose(&early, &host, &params.scope)?;
+    choose(&early, &host, &scope)?;
 
     step(format!("Connecting to context {} ({})", cluster.context, cluster.server));
     let road =
@@ -105,7 +111,7 @@ pub(crate) async fn connect(
         visitor.addresses_of = addresses_of;
         open.ask_again(&visitor).await.map_err(|e| refused(&e))?;
     }
-    let mut chosen = choose(&config, &host, &params.scope)?;
+    let mut chosen = choose(&config, &host, &scope)?;
 
     step("Steering the cluster's subnets into the tunnel".into());
     let resolv = read_resolv_conf()?;
@@ -123,23 +129,27 @@ pub(crate) async fn connect(
             api_server: cluster.addresses().await?,
             name_servers: name_servers.clone(),
             policy: config.routing(),
-            scoped: params.scope.is_tree(),
+            scoped: scope.is_tree(),
             ..subnets::Inputs::default()
         },
         road: chosen.road,
-        scope: params.scope.clone(),
+        scope: scope.clone(),
+        bridges: Vec::new(),
         wanted: wanted.clone(),
         denials: (config.denials(), config.deny_with.value),
         facts: Arc::clone(&open.facts),
     };
     routing.see_cluster(Arc::clone(&open.facts));
     routing.see_host(&network.now());
+    if let Some(container) = &container {
+        container.check(&routing.bridges)?;
+    }
     let mut first = routing.decide().map_err(|e| refused_rule(&e))?;
     let mut applied = host.apply(&first.plan).await;
     if let Err(e) = &applied
         && let Some(instead) = chosen.instead(config.datapath.value, e)
     {
-        road::check_scope(&params.scope, &instead)?;
+        road::check_scope(&scope, &instead)?;
         tracing::warn!("{}", instead.because);
         routing.road = instead.road;
         chosen = instead;
@@ -149,7 +159,7 @@ pub(crate) async fn connect(
     let handover = applied.map_err(|e| {
         Failure::new(Kind::Host, format!("the privileged daemon could not apply the plan: {e}"), "see its log")
     })?;
-    let tree = handover.scope.clone().filter(|_| params.scope == Scope::Tree);
+    let tree = handover.scope.clone().filter(|_| scope == Scope::Tree);
     let (decided, decisions) = watch::channel(first.clone());
     let internal = |e: std::io::Error| Failure::internal(format!("cannot use the datapath's files: {e}"));
     let datapath = Datapath::open(handover).map_err(internal)?;
@@ -196,13 +206,14 @@ pub(crate) async fn connect(
         road_because: chosen.because,
         systemd_resolved: datapath.resolved,
         unsteered_name_servers: datapath.unsteered_name_servers,
-        scope: status::Scope::of(&params.scope, tree.as_deref()),
+        scope: status::Scope::of(&scope, tree.as_deref(), params.container.as_deref()),
     };
     let steered = first.plan.name_servers.iter().find(|ip| !identity.unsteered_name_servers.contains(ip)).copied();
     let mut connection = Connection::new(Parts {
         identity,
         host,
         routing,
+        container: container.filter(Container::has_own_network),
         decided,
         network,
         lanes,
@@ -224,7 +235,7 @@ pub(crate) async fn connect(
         status::Scope::Workstation => probe.here().await,
         status::Scope::Tree { cgroup } => probe.inside(&rootd_socket, cgroup).await,
         // Nothing of ours may be sent into it.
-        status::Scope::Cgroup { .. } => Ok(()),
+        status::Scope::Cgroup { .. } | status::Scope::Container { .. } => Ok(()),
     };
     match probed.and_then(|()| connection.watch_tree()) {
         Ok(()) => Ok(connection),

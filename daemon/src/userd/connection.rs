@@ -7,7 +7,10 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 use tpx_api::{Facts, VERSION};
-use tpx_core::{config::Config, plan::Road};
+use tpx_core::{
+    config::Config,
+    plan::{Road, Scope},
+};
 use tpx_datapath::{
     Host as _,
     linux::{Maps, routes::Monitor},
@@ -19,6 +22,7 @@ use tpx_datapath::{
 
 use super::{
     addresses::Addresses,
+    container::Container,
     flow_table::FlowTable,
     flows::FlowCounters,
     insight::Insight,
@@ -109,6 +113,8 @@ pub(crate) struct Parts {
     pub host: RemoteHost,
     /// What decides about subnets.
     pub routing: Routing,
+    /// The container that the scope is.
+    pub container: Option<Container>,
     /// What was decided first.
     pub decided: watch::Sender<Decided>,
     /// The host's routes.
@@ -159,6 +165,7 @@ impl Connection {
             identity,
             host,
             routing,
+            container,
             decided,
             network,
             lanes,
@@ -168,14 +175,19 @@ impl Connection {
             addresses,
             table,
             counters,
-            tasks,
+            mut tasks,
         } = parts;
         let gone = host.closed();
         let (service_names, wanted) = (ServiceNames::new(names.cluster()), routing.wanted.clone());
         let host = Arc::new(Mutex::new(host));
         let now = decided.subscribe();
         let (facts, changes, losses) = (session.facts.clone(), network.watch(), network.losses());
-        let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, facts, changes, losses));
+        let place = container.map(|container| {
+            let (place, following) = container.follow(network.looks());
+            tasks.carry(following);
+            place
+        });
+        let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, facts, changes, losses, place));
         Self {
             identity,
             host,
@@ -270,9 +282,10 @@ impl Connection {
     /// Which containers see the cluster, by the word of the privileged daemon.
     fn containers(&self) -> impl Future<Output = Containers> + Send + use<> {
         let (host, plan) = (Arc::clone(&self.host), self.decided.borrow().plan.clone());
-        let wanted = !self.identity.config.served_devices().is_empty();
+        let wanted = plan.scope.is_containers() || !self.identity.config.served_devices().is_empty();
         async move {
             match plan.road {
+                _ if matches!(plan.scope, Scope::Cgroup(_) | Scope::Tree) => Containers::none("outside of the scope"),
                 _ if !wanted => Containers::none("left out by the configuration (containers)"),
                 Road::Tun => Containers::none(
                     "without eBPF they reach the cluster by address only, and only where this machine forwards for them",
@@ -330,7 +343,12 @@ impl Connection {
         Status {
             name: id.name.clone(),
             state: if self.lanes.is_up() { State::Connected } else { State::Reconnecting },
-            scope: id.scope.clone(),
+            scope: match (&id.scope, &decided.plan.scope) {
+                (status::Scope::Container { name, .. }, Scope::Containers(addresses)) => {
+                    status::Scope::Container { name: name.clone(), addresses: addresses.clone() }
+                }
+                (scope, _) => scope.clone(),
+            },
             kubernetes: Kubernetes { context: id.context.clone(), server: id.server.clone() },
             namespace: id.namespace.clone(),
             mapped_namespaces: id.mapped_namespaces.clone(),

@@ -214,7 +214,7 @@ impl Insight {
         let cgroup = self.scope.cgroup();
         let scope = ScopeRow {
             connection: self.name.clone(),
-            scope: cgroup.map_or_else(|| "workstation".to_owned(), |cgroup| cgroup.display().to_string()),
+            scope: cgroup.map_or_else(|| self.scope.to_string(), |cgroup| cgroup.display().to_string()),
             road: road.into(),
             processes: cgroup.map(|cgroup| cgroup::processes(cgroup).len()),
         };

@@ -5,6 +5,7 @@ mod addresses;
 mod cluster;
 mod connect;
 mod connection;
+mod container;
 mod datagrams;
 mod datapath;
 mod flow_table;

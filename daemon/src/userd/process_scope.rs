@@ -59,7 +59,11 @@ fn verdict(own: &Own<'_>, sees: Option<&str>, own_network: Option<bool>) -> Stri
         (Some(_), Scope::Cgroup { cgroup } | Scope::Tree { cgroup }, _) => {
             format!("it sees the cluster by sockets that it opens in {}", cgroup.display())
         }
-        (None, scope, _) => format!("it does not see the cluster: it is outside of the {scope} of {}", own.name),
+        // Nobody's own processes are in it.
+        (Some(_), Scope::Container { .. }, _) | (None, ..) => {
+            let Own { name, scope, .. } = own;
+            format!("it does not see the cluster: it is outside of the {scope} of {name}")
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, watch};
 use tpx_api::Facts;
 use tpx_core::{
+    devices::DevicePattern,
     plan::{Plan, ResolverLink, Road, Scope},
     policy::{DenyRule, DenyWith, Policy},
     subnets::{Inputs, SubnetError, Subnets, decide, decide_again},
@@ -16,7 +17,7 @@ use tpx_datapath::{
     remote::RemoteHost,
 };
 
-use super::names::Wanted;
+use super::{container, names::Wanted};
 
 const ROOTD_GONE: &str = "the privileged daemon has gone";
 /// How much later than the device's end that of its owner may be noticed.
@@ -43,6 +44,8 @@ pub(crate) struct Routing {
     pub road: Road,
     /// Whose processes see the cluster.
     pub scope: Scope,
+    /// The bridges that the containers of the scope are behind.
+    pub bridges: Vec<DevicePattern>,
     /// Whose names the cluster answers.
     pub wanted: Wanted,
     /// What must not be reached, and what is said instead.
@@ -52,8 +55,16 @@ pub(crate) struct Routing {
 }
 
 impl Routing {
+    /// Takes over where the container is that the scope is.
+    pub(crate) fn see_container(&mut self, addresses: Vec<IpAddr>) {
+        self.scope = Scope::Containers(addresses);
+    }
+
     /// Takes over what the host looks like.
     pub(crate) fn see_host(&mut self, network: &HostNetwork) {
+        if let Scope::Containers(addresses) = &self.scope {
+            self.bridges = container::bridges(addresses, network);
+        }
         self.inputs.host_routes.clone_from(&network.routes);
         self.inputs.gateways.clone_from(&network.gateways);
     }
@@ -83,6 +94,9 @@ impl Routing {
         let (rules, with) = &self.denials;
         let policy = Policy::new(rules.clone(), *with, &self.facts.addresses);
         (plan.deny, plan.deny_ports, plan.deny_with) = (policy.nets(), policy.ports(), *with);
+        if self.scope.is_containers() {
+            plan.container_devices.clone_from(&self.bridges);
+        }
         if self.scope == Scope::Workstation {
             if self.road == Road::Express {
                 plan.container_devices = self.wanted.config.served_devices();
@@ -123,6 +137,7 @@ pub(crate) async fn follow(
     mut facts: watch::Receiver<Arc<Facts>>,
     mut network: watch::Receiver<Arc<HostNetwork>>,
     mut losses: watch::Receiver<u64>,
+    mut container: Option<watch::Receiver<Vec<IpAddr>>>,
 ) -> String {
     let mut gone = std::pin::pin!(gone);
     loop {
@@ -135,6 +150,7 @@ pub(crate) async fn follow(
             changed = network.changed() => if changed.is_err() {
                 return "the host's routes cannot be followed any more".into();
             },
+            () = container::moved(&mut container) => {}
             changed = losses.changed() => {
                 if changed.is_err() {
                     return "the host's routes cannot be followed any more".into();
@@ -145,6 +161,9 @@ pub(crate) async fn follow(
                 let gone = tokio::time::timeout(MOMENT, gone).await;
                 return gone.map_or_else(|_| format!("the datapath was damaged: {e}"), |()| ROOTD_GONE.into());
             }
+        }
+        if let Some(container) = &mut container {
+            routing.see_container(container.borrow_and_update().clone());
         }
         routing.see_cluster(Arc::clone(&facts.borrow_and_update()));
         routing.see_host(&Arc::clone(&network.borrow_and_update()));

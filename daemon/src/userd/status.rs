@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -72,22 +73,37 @@ pub(crate) enum Scope {
         /// Its directory in the cgroup2 tree.
         cgroup: PathBuf,
     },
+    /// A container (`tpx connect --scope container:NAME`).
+    Container {
+        /// As it was called.
+        name: String,
+        /// Where it is now; nowhere while it is stopped.
+        addresses: Vec<IpAddr>,
+    },
 }
 
 impl Scope {
-    /// The scope of a plan; `tree` is the directory that was made for it.
-    pub(crate) fn of(plan: &plan::Scope, tree: Option<&Path>) -> Self {
+    /// The scope of a plan; `tree` is the directory that was made for it, `container` what was asked for.
+    pub(crate) fn of(plan: &plan::Scope, tree: Option<&Path>, container: Option<&str>) -> Self {
         match (plan, tree) {
             (plan::Scope::Workstation, _) => Self::Workstation,
             (plan::Scope::Cgroup(cgroup), _) => Self::Cgroup { cgroup: cgroup.clone() },
             (plan::Scope::Tree, tree) => Self::Tree { cgroup: tree.map(PathBuf::from).unwrap_or_default() },
+            (plan::Scope::Containers(addresses), _) => {
+                Self::Container { name: container.unwrap_or_default().to_owned(), addresses: addresses.clone() }
+            }
         }
     }
 
-    /// The directory of the cgroup2 tree; `None` where every process counts.
+    /// Whether some of this machine's own processes are in it.
+    pub(crate) fn is_of_processes(&self) -> bool {
+        !matches!(self, Self::Container { .. })
+    }
+
+    /// The directory of the cgroup2 tree; `None` where every process counts, or none.
     pub(crate) fn cgroup(&self) -> Option<&Path> {
         match self {
-            Self::Workstation => None,
+            Self::Workstation | Self::Container { .. } => None,
             Self::Cgroup { cgroup } | Self::Tree { cgroup } => Some(cgroup),
         }
     }
@@ -100,6 +116,7 @@ impl fmt::Display for Scope {
             Self::Workstation => f.write_str("workstation"),
             Self::Cgroup { cgroup } => write!(f, "cgroup {}", cgroup.display()),
             Self::Tree { .. } => f.write_str("process tree"),
+            Self::Container { name, .. } => write!(f, "container {name}"),
         }
     }
 }

@@ -50,6 +50,8 @@ pub const OWNERS: &str = "OWNERS";
 pub const SYNS: &str = "SYNS";
 /// LRU hash: a container's address (IPv4 as IPv4-mapped) to its [`Station`](crate::Station).
 pub const STATIONS: &str = "STATIONS";
+/// Hash: address of a container that is in the scope (as in [`STATIONS`]) to `u8`.
+pub const SENDERS: &str = "SENDERS";
 /// Per-CPU array of one `u32`: the ports of the packet that was looked up last.
 pub const LOOKED_UP: &str = "LOOKED_UP";
 /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
@@ -85,6 +87,8 @@ pub const BYPASS_MAX: u32 = 65536;
 pub const BOUND_MAX: u32 = 4096;
 /// Bound on the containers that answers find back to; the longest silent go first.
 pub const STATIONS_MAX: u32 = 16384;
+/// Bound on the addresses of containers that a scope is made of.
+pub const SENDERS_MAX: u32 = 64;
 /// Size of the ring buffer in bytes: 6,000 SYNs without payload.
 pub const SYNS_BYTES: u32 = 1 << 20;
 
@@ -110,6 +114,9 @@ pub mod global {
     pub const PID_INODE: &str = "PID_INODE";
     /// `u32`: not 0 where programs on devices outlive a crash; they let packets pass once the TUN device is gone.
     pub const OUTLIVES: &str = "OUTLIVES";
+    /// `u32`: not 0 where the scope is made of containers: of what bridges carry, only packets of [`SENDERS`](super::SENDERS)
+    /// are its own.
+    pub const OF_SENDERS: &str = "OF_SENDERS";
 }
 
 /// Names of the programs, as the loader finds them.

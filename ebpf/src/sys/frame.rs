@@ -14,7 +14,7 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use tpx_ebpf_abi::Station;
+use tpx_ebpf_abi::{Station, mark};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -72,6 +72,20 @@ impl Frame<'_> {
     pub(crate) fn device(&self) -> u32 {
         // SAFETY: as above.
         unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    /// Its mark.
+    #[inline(always)]
+    pub(crate) fn mark(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0.skb.skb).mark }
+    }
+
+    /// Replaces our bits of its mark.
+    #[inline(always)]
+    pub(crate) fn set_mark(&self, ours: u32) {
+        // SAFETY: as above; the program may write this word.
+        unsafe { (*self.0.skb.skb).mark = mark::with(self.mark(), ours) }
     }
 
     /// Bytes from the device's header on.

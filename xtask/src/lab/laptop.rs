@@ -25,6 +25,7 @@ pub(crate) fn init(lab: &Lab) -> Result<()> {
     mounts::fresh("cgroup2", "/sys/fs/cgroup", "")?;
     mounts::run_lab()?;
     bind(&paths::cluster_bin().join("kubectl"), &format!("{RUN_LAB}/bin/kubectl"))?;
+    bind(&paths::packages().join("usr/bin/docker"), &format!("{RUN_LAB}/bin/docker"))?;
     let packages = format!("{RUN_LAB}/packages");
     fs::create_dir_all(&packages)?;
     mount_bind(paths::packages(), &packages).context("cannot show the unpacked packages")?;

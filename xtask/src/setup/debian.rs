@@ -65,10 +65,10 @@ pub(crate) fn unpacked() -> Result<()> {
     let stamp = root.join(".packages");
     let wanted = format!("{} on {}\n", UNPACKED.join(" "), release()?);
     if fs::read_to_string(&stamp).is_ok_and(|have| have == wanted) {
-        println!("container runtime and systemd-resolved: ok");
+        println!("container runtimes and systemd-resolved: ok");
         return Ok(());
     }
-    println!("container runtime and systemd-resolved: unpacking {}", UNPACKED.join(", "));
+    println!("container runtimes and systemd-resolved: unpacking {}", UNPACKED.join(", "));
     step("unpacked packages", || {
         let packages = paths::lab().join("packages");
         fs::create_dir_all(&packages)?;

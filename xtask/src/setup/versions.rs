@@ -19,7 +19,7 @@ pub(crate) const KERNEL: &str = "linux-image-cloud-amd64";
 pub(crate) const KERNEL_SUITE: &str = "bookworm";
 
 /// Debian packages that are installed on the machine, with what they are for. None of them starts a service.
-pub(crate) const INSTALLED: [(&str, &str); 18] = [
+pub(crate) const INSTALLED: [(&str, &str); 19] = [
     ("bind9-dnsutils", "dig, for tests of names"),
     ("bpftool", "an independent view of the kernel's maps"),
     ("binutils", "smaller programs for the emulated machine"),
@@ -31,6 +31,7 @@ pub(crate) const INSTALLED: [(&str, &str); 18] = [
     ("iproute2", "links, addresses and routes"),
     ("iputils-ping", "tests of the floor"),
     ("libc6-dev", "static programs for the images"),
+    ("libdevmapper1.02.1", "Docker in the lab"),
     ("libseccomp2", "runc"),
     ("nftables", "the lab's rules and kube-proxy's"),
     ("procps", "tests that look at processes"),
@@ -41,5 +42,13 @@ pub(crate) const INSTALLED: [(&str, &str); 18] = [
 ];
 
 /// Debian packages that are unpacked into the cache: installed, some of them would start services.
-pub(crate) const UNPACKED: [&str; 6] =
-    ["containerd", "containernetworking-plugins", "libnss-resolve", "libsystemd-shared", "runc", "systemd-resolved"];
+pub(crate) const UNPACKED: [&str; 8] = [
+    "containerd",
+    "containernetworking-plugins",
+    "docker.io",
+    "iptables",
+    "libnss-resolve",
+    "libsystemd-shared",
+    "runc",
+    "systemd-resolved",
+];

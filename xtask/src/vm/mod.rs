@@ -42,7 +42,7 @@ const PROGRAMS: [&str; 4] = ["ip", "nft", "ping", "tc"];
 /// Where things are mounted, or looked for.
 const FOLDERS: [&str; 8] = ["/dev", "/etc", "/mnt", "/proc", "/run", "/sys", "/tmp", "/root"];
 /// Which tests: each part of what programs, rules and sockets do, and how all of it goes away.
-const SMOKE: [&str; 22] = [
+const SMOKE: [&str; 23] = [
     "loads",
     "without_features_the_floor_carries",
     "few_capabilities_suffice",
@@ -59,6 +59,7 @@ const SMOKE: [&str; 22] = [
     "dns_tcp",
     "containers_reach_it_by_clsact",
     "containers_kill_9_by_clsact",
+    "containers_as_a_scope_by_clsact",
     "floor_packets_come_and_go",
     "tun_road_answers_names",
     "apply_again_changes_the_difference",

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use tpx_ebpf_abi::{BLOCK4, BLOCK6, slot};
+use tpx_ebpf_abi::{BLOCK4, BLOCK6, may_send4, may_send6, slot};
 
 use super::{Plan, ResolverLink, Road, Scope};
 use crate::dns::Name;
@@ -69,8 +69,11 @@ pub enum PlanError {
     #[error("{0:?} is no domain name of letters, digits, hyphens and underscores")]
     Domain(String),
     /// The floor cannot tell processes apart.
-    #[error("a process tree of its own needs the express lane; the TUN device serves the whole workstation only")]
+    #[error("a scope of its own needs the express lane; the TUN device serves the whole workstation only")]
     TreeOnFloor,
+    /// An address that no container has.
+    #[error("{0} cannot be the address of a container, or is listed twice")]
+    NoContainer(IpAddr),
     /// Not a plain absolute path.
     #[error("{:?} is no absolute path without dots", .0)]
     Path(PathBuf),
@@ -149,7 +152,8 @@ impl Plan {
         }
         bounded("patterns of container devices", self.container_devices.len(), Self::MAX_CONTAINER_DEVICES)?;
         match &self.scope {
-            Scope::Cgroup(_) | Scope::Tree if self.road == Road::Tun => Err(PlanError::TreeOnFloor),
+            scope if scope.is_tree() && self.road == Road::Tun => Err(PlanError::TreeOnFloor),
+            Scope::Containers(addresses) => check_containers(addresses),
             Scope::Cgroup(path)
                 if !path.is_absolute()
                     || path.as_os_str().len() > PATH_MAX
@@ -204,6 +208,19 @@ impl ResolverLink {
 fn is_domain(text: &str) -> bool {
     let plain = |label: &[u8]| label.iter().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(b));
     text.parse::<Name>().is_ok_and(|name| !name.is_empty() && name.labels().all(plain))
+}
+
+fn check_containers(addresses: &[IpAddr]) -> Result<(), PlanError> {
+    bounded("addresses of containers", addresses.len(), Plan::MAX_CONTAINERS)?;
+    let may_send = |ip: IpAddr| match ip {
+        IpAddr::V4(four) => may_send4(four.octets()),
+        IpAddr::V6(six) => may_send6(&six.octets()),
+    };
+    let mut seen = BTreeSet::new();
+    match addresses.iter().find(|ip| !may_send(**ip) || !seen.insert(**ip)) {
+        Some(ip) => Err(PlanError::NoContainer(*ip)),
+        None => Ok(()),
+    }
 }
 
 fn bounded(what: &'static str, count: usize, max: usize) -> Result<(), PlanError> {
@@ -373,6 +390,23 @@ mod tests {
     }
 
     #[test]
+    fn containers_have_addresses() {
+        let plan = |list: &[&str]| {
+            let addresses = list.iter().map(|ip| ip.parse().unwrap()).collect();
+            Plan { scope: Scope::Containers(addresses), ..steering(&["10.96.0.0/16"]) }
+        };
+        assert_eq!(plan(&[]).check(), Ok(()));
+        assert_eq!(plan(&["172.17.0.2", "fd17::2"]).check(), Ok(()));
+        for bad in ["127.0.0.1", "0.0.0.0", "fe80::1", "::1", "::ffff:172.17.0.2", "224.0.0.1"] {
+            assert_eq!(plan(&[bad]).check(), Err(PlanError::NoContainer(bad.parse().unwrap())));
+        }
+        assert!(matches!(plan(&["172.17.0.2", "172.17.0.2"]).check(), Err(PlanError::NoContainer(_))));
+        let many = (0..=Plan::MAX_CONTAINERS as u32).map(|n| IpAddr::from(Ipv4Addr::from(0xac11_0002 + n))).collect();
+        let many = Plan { scope: Scope::Containers(many), ..steering(&[]) };
+        assert!(matches!(many.check(), Err(PlanError::TooMany { max: Plan::MAX_CONTAINERS, .. })));
+    }
+
+    #[test]
     fn container_devices() {
         let many = |count| Plan { container_devices: vec!["docker0".parse().unwrap(); count], ..steering(&[]) };
         assert_eq!(many(Plan::MAX_CONTAINER_DEVICES).check(), Ok(()));
@@ -384,7 +418,7 @@ mod tests {
     fn the_floor_alone_serves_the_workstation_only() {
         let plan = Plan { road: Road::Tun, ..steering(&["10.96.0.0/16"]) };
         assert_eq!(plan.check(), Ok(()));
-        for tree in [Scope::Cgroup("/sys/fs/cgroup/x".into()), Scope::Tree] {
+        for tree in [Scope::Cgroup("/sys/fs/cgroup/x".into()), Scope::Tree, Scope::Containers(Vec::new())] {
             assert_eq!(Plan { scope: tree.clone(), ..plan.clone() }.check(), Err(PlanError::TreeOnFloor));
             assert_eq!(Plan { scope: tree, road: Road::Express, ..plan.clone() }.check(), Ok(()));
         }

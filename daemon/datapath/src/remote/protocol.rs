@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Version of this protocol. Both ends have to speak the same one; [`Hello`] and [`Welcome`] stay readable for all.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Longest JSON of a frame, in bytes. A plan of the greatest allowed size takes less than two thirds of it.
 pub const FRAME_MAX: usize = 2 << 20;
 /// Most files with one frame. The kernel's own limit is 253.

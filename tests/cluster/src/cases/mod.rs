@@ -3,6 +3,7 @@
 mod containers;
 mod crash;
 mod dns;
+mod docker;
 mod faults;
 mod floor;
 mod flows;
@@ -46,7 +47,7 @@ pub(crate) fn all() -> Vec<Case> {
     let programs = if laptop::is_tun() {
         run::ON_THE_FLOOR.to_vec()
     } else {
-        [containers::EXPRESS, faults::EXPRESS, maps::CASES, run::CASES, scopes::CASES].concat()
+        [containers::EXPRESS, docker::CASES, faults::EXPRESS, maps::CASES, run::CASES, scopes::CASES].concat()
     };
     [&first.concat(), &programs[..], crash::CASES, faults::CASES, users::CASES].concat()
 }

@@ -85,7 +85,8 @@ fn missing() -> Result<()> {
         ("unit:twice", &["could be any of", "a/twice.service", "b/twice.service", "cgroup:PATH"]),
         ("user:mallory", &["mallory runs nothing", "user-1001.slice"]),
         ("user:nobody-of-this-name", &["no user"]),
-        ("pods", &["unit:NAME"]),
+        ("pods", &["unit:NAME", "container:NAME"]),
+        ("container:", &["container:NAME"]),
     ] {
         let ended = run(Command::new("tpx").args(["connect", "--scope", scope]))?;
         ensure!(ended.code() == 2, "{scope}: {ended:?}");

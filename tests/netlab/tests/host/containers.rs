@@ -1,8 +1,7 @@
-//! Containers: namespaces behind a bridge, as Docker makes them, with the firewall that a host puts around them.
+//! Containers beside the firewall that a host puts around them.
 
 use std::{
-    fs,
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::{Command, Stdio},
     thread,
@@ -11,11 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use tpx_core::plan::{Plan, Road};
-use tpx_datapath::linux::{Bridges, Feature, Hook, LinuxHost, Slot, probe};
+use tpx_datapath::linux::{Bridges, Feature, Hook, LinuxHost, Slot};
 use tpx_netlab::World;
 
 use crate::{
     app::{self, addr},
+    bridge::{Bridge, Switch, ask, datagram, echo, ping},
     floor,
     neighbour::{Neighbour, ip},
     owner,
@@ -93,63 +93,8 @@ fn nft(words: &[&str], input: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
-/// A bridge of the host's; gone when it is dropped.
-struct Bridge(&'static str);
-
-impl Bridge {
-    fn create(name: &'static str, addresses: [&str; 2]) -> Result<Self> {
-        ip(&format!("link add {name} type bridge"))?;
-        let bridge = Self(name);
-        for address in addresses {
-            let nodad = if address.contains(':') { "nodad" } else { "" };
-            ip(&format!("address add {address} dev {name} {nodad}"))?;
-        }
-        ip(&format!("link set {name} up"))?;
-        Ok(bridge)
-    }
-
-    fn docker() -> Result<Self> {
-        Self::create("docker0", ["172.17.0.1/16", "fd17::1/64"])
-    }
-
-    /// A container behind it, whose default routes lead to the bridge.
-    fn container(&self, device: &str, addresses: [&str; 2], routers: [&'static str; 2]) -> Result<Neighbour> {
-        let container = Neighbour::plug(device, &[], &addresses)?;
-        ip(&format!("link set {device}0 master {}", self.0))?;
-        container.run(move || {
-            ip(&format!("route add default via {}", routers[0]))?;
-            ip(&format!("-6 route add default via {}", routers[1]))
-        })?;
-        Ok(container)
-    }
-
-    fn first(&self) -> Result<Neighbour> {
-        self.container("ctr", ["172.17.0.2/16", "fd17::2/64"], ["172.17.0.1", "fd17::1"])
-    }
-
-    fn is_bare(&self) -> Result<bool> {
-        let tc = |words: &str| -> Result<String> {
-            let out = Command::new("tc").args(words.split_whitespace()).output().context("iproute2 is missing")?;
-            Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-        };
-        let (filters, disciplines) =
-            (tc(&format!("filter show dev {} ingress", self.0))?, tc(&format!("qdisc show dev {}", self.0))?);
-        let bare = filters.is_empty() && !disciplines.contains("clsact");
-        if probe(&[]).missing.contains(&Feature::Tcx) {
-            return Ok(bare);
-        }
-        let (_, links) = aya::programs::SchedClassifier::query_tcx(self.0, aya::programs::TcAttachType::Ingress)?;
-        Ok(bare && links.is_empty())
-    }
-}
-
-impl Drop for Bridge {
-    fn drop(&mut self) {
-        let _ = ip(&format!("link del {}", self.0));
-    }
-}
-
-fn plan() -> Plan {
+/// Serves the usual bridges.
+pub(crate) fn plan() -> Plan {
     let patterns = ["docker0", "br-*"].map(|pattern| pattern.parse().unwrap());
     Plan { container_devices: patterns.into(), ..floor::plan(Road::Express) }
 }
@@ -163,7 +108,7 @@ fn served(host: &LinuxHost) -> Bridges {
 }
 
 /// Waits until the bridges are served that should be.
-fn wait_for(host: &LinuxHost, names: &[&str]) -> Result<()> {
+pub(crate) fn wait_for(host: &LinuxHost, names: &[&str]) -> Result<()> {
     let start = Instant::now();
     loop {
         let now = served(host);
@@ -173,30 +118,6 @@ fn wait_for(host: &LinuxHost, names: &[&str]) -> Result<()> {
         }
         ensure!(start.elapsed() < app::PATIENCE, "{now:?}");
         thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// A switch of ip-sysctl.rst in this namespace, as it was when dropped.
-struct Switch(&'static str, String);
-
-impl Switch {
-    fn set(path: &'static str, value: &str) -> Result<Self> {
-        let before = fs::read_to_string(path)?;
-        fs::write(path, value)?;
-        Ok(Self(path, before))
-    }
-
-    fn router() -> Result<[Self; 2]> {
-        Ok([
-            Self::set("/proc/sys/net/ipv4/ip_forward", "1")?,
-            Self::set("/proc/sys/net/ipv6/conf/all/forwarding", "1")?,
-        ])
-    }
-}
-
-impl Drop for Switch {
-    fn drop(&mut self) {
-        let _ = fs::write(self.0, &self.1);
     }
 }
 
@@ -247,54 +168,6 @@ fn reach_by(world: &World, host: LinuxHost, hook: Hook) -> Result<()> {
     })
 }
 
-/// All bytes there and back, while both directions are in use.
-fn echo(to: SocketAddr, bytes: Vec<u8>) -> Result<()> {
-    let mut stream = app::connect(to)?;
-    let (mut writer, sent) = (stream.try_clone()?, bytes.clone());
-    let writing = thread::spawn(move || {
-        writer.write_all(&sent)?;
-        writer.shutdown(std::net::Shutdown::Write)
-    });
-    let mut back = Vec::new();
-    stream.read_to_end(&mut back)?;
-    writing.join().map_err(|_| anyhow::anyhow!("the writer died"))??;
-    ensure!(back == bytes, "{} bytes came back, of {}", back.len(), bytes.len());
-    Ok(())
-}
-
-/// A datagram there, and what the relay answers.
-fn datagram(to: SocketAddr, size: usize) -> Result<()> {
-    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
-    socket.set_read_timeout(Some(app::PATIENCE))?;
-    socket.connect(to)?;
-    let payload: Vec<u8> = (0..size).map(|i| (i ^ i >> 8) as u8).collect();
-    socket.send(&payload)?;
-    let mut answer = vec![0; 65536];
-    let n = socket.recv(&mut answer)?;
-    ensure!(answer[..n] == [format!("{to} ").as_bytes(), &payload].concat(), "{n} other bytes");
-    Ok(())
-}
-
-fn ping(to: IpAddr) -> Result<()> {
-    let out =
-        Command::new("ping").args(["-c", "2", "-i", "0.05", "-W", "3", "-s", "3000", &to.to_string()]).output()?;
-    let text = String::from_utf8_lossy(&out.stdout);
-    ensure!(out.status.success() && text.contains("2 received"), "{text}");
-    Ok(())
-}
-
-/// Asks a name server; who answered, as the relay and [`name_server`] say it.
-fn ask(server: &str) -> Result<String> {
-    let to = SocketAddr::new(server.parse()?, 53);
-    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
-    socket.set_read_timeout(Some(app::PATIENCE))?;
-    socket.send_to(b"name?", to)?;
-    let mut answer = [0; 100];
-    let (n, from) = socket.recv_from(&mut answer).with_context(|| server.to_owned())?;
-    ensure!(from == to, "{from} answers for {to}");
-    Ok(String::from_utf8_lossy(&answer[..n]).into_owned())
-}
-
 /// Answers one question.
 fn name_server(socket: UdpSocket) -> thread::JoinHandle<Result<SocketAddr>> {
     thread::spawn(move || {
@@ -310,7 +183,7 @@ fn joined<T>(thread: thread::JoinHandle<Result<T>>) -> Result<T> {
 }
 
 /// The network beyond the host: everything that is not nearer.
-fn internet() -> Result<Neighbour> {
+pub(crate) fn internet() -> Result<Neighbour> {
     let wan = Neighbour::plug(
         "wan",
         &["192.168.80.1/24", "fd80::1/64"],
@@ -381,7 +254,7 @@ pub(crate) fn untouched(world: &World) -> Result<()> {
     let wan = internet()?;
     let bridge = Bridge::docker()?;
     let one = bridge.first()?;
-    let other = bridge.container("ctb", ["172.17.0.3/16", "fd17::3/64"], ["172.17.0.1", "fd17::1"])?;
+    let other = bridge.second()?;
     let counters = ["out", "hidden", "published"];
     let firewall = Firewall::set(OPEN)?;
     let look = || -> Result<_> {

@@ -1,7 +1,9 @@
 //! The privileged half of the datapath on the real kernel.
 
 mod app;
+mod bridge;
 mod callers;
+mod container_scopes;
 mod containers;
 mod datagrams;
 mod floor;
@@ -86,6 +88,9 @@ const CASES: &[Case] = &[
     ("containers_with_foreign_addresses", containers::foreign),
     ("containers_with_few_capabilities", containers::few_capabilities),
     ("containers_kill_9_by_clsact", containers::killed),
+    ("containers_as_a_scope", container_scopes::beside_the_workstation),
+    ("containers_as_a_scope_by_clsact", container_scopes::by_clsact),
+    ("containers_in_two_scopes", container_scopes::two),
     ("routes_as_without_tpx", routes::without_tpx),
     ("routes_are_followed", routes::followed),
     ("resolved_is_told", resolved::told),

@@ -29,7 +29,7 @@ use super::{
     failed,
     links::{BridgeLink, Links},
     programs::{Shared, get, load_failed},
-    tc,
+    tc::{self, Clsact},
 };
 use crate::{
     HostError,
@@ -64,24 +64,10 @@ struct Served {
     attached: Result<Attached, String>,
 }
 
-/// The program on a device; off when it is dropped.
+/// The program on a device; off when it is dropped, in this order.
 struct Attached {
-    /// Always there until then.
-    link: Option<SchedClassifierLink>,
-    /// The device whose clsact is ours to remove.
-    clsact: Option<u32>,
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        drop(self.link.take());
-        if let Some(device) = self.clsact {
-            match tc::remove_idle_clsact(device) {
-                Err(e) if e.raw_os_error() != Some(libc::ENODEV) => tracing::debug!("clsact stays: {e}"),
-                _ => {}
-            }
-        }
-    }
+    _link: SchedClassifierLink,
+    _clsact: Option<Clsact>,
 }
 
 impl std::fmt::Debug for Containers {
@@ -251,17 +237,9 @@ impl Serving {
     }
 
     fn take_up(&self, index: u32, name: &str) -> Result<Attached, HostError> {
-        let clsact = match self.hook {
-            Hook::Tcx => None,
-            Hook::Clsact => {
-                // Somebody else's is as good.
-                qdisc_add_clsact(name).is_ok().then_some(index)
-            }
-        };
-        let mut attached = Attached { link: None, clsact };
-        let mut bpf = self.programs.lock();
-        attached.link = Some(attach(&mut bpf, program::FROM_CONTAINER, name, self.hook, self.slot)?);
-        Ok(attached)
+        let clsact = (self.hook == Hook::Clsact).then(|| Clsact::on(index, name));
+        let link = attach(&mut self.programs.lock(), program::FROM_CONTAINER, name, self.hook, self.slot)?;
+        Ok(Attached { _link: link, _clsact: clsact })
     }
 
     /// Answers for containers behind these devices have nowhere to go.
@@ -280,9 +258,10 @@ impl Serving {
     }
 }
 
-/// A preference that only this slot uses, so that its filters can be told from all others.
+/// A preference that only this slot uses, so that its filters can be told from all others. Scopes come before the
+/// workstation, whose program leaves alone what one of theirs has marked.
 fn preference(slot: Slot) -> u16 {
-    slot.floor_table() as u16
+    (Slot::FIRST.floor_table() + Slot::COUNT - 1 - slot.index()) as u16
 }
 
 fn attach(
@@ -293,7 +272,8 @@ fn attach(
     slot: Slot,
 ) -> Result<SchedClassifierLink, HostError> {
     let options = match hook {
-        Hook::Tcx => TcAttachOptions::TcxOrder(LinkOrder::last()),
+        Hook::Tcx if slot == Slot::FIRST => TcAttachOptions::TcxOrder(LinkOrder::last()),
+        Hook::Tcx => TcAttachOptions::TcxOrder(LinkOrder::first()),
         Hook::Clsact => TcAttachOptions::Netlink(NlOptions {
             priority: preference(slot),
             handle: TcHandle::AUTO_ASSIGN,

@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use tpx_core::{
     cidr::subtract,
-    plan::{Plan, Road},
+    plan::{Plan, Road, Scope},
 };
 use tpx_ebpf_abi::{Action, slot::Slot};
 
@@ -50,6 +50,8 @@ pub(super) struct Desired {
     pub(super) rules: BTreeMap<IpNet, Action>,
     pub(super) names: BTreeSet<IpAddr>,
     pub(super) denials: Denials,
+    /// The containers that the scope is made of.
+    pub(super) senders: BTreeSet<IpAddr>,
 }
 
 impl Desired {
@@ -62,6 +64,10 @@ impl Desired {
         let mut desired = Self {
             names: plan.name_servers.iter().copied().filter(|ip| possible(*ip)).collect(),
             denials: Denials::of(plan),
+            senders: match &plan.scope {
+                Scope::Containers(addresses) => addresses.iter().copied().collect(),
+                Scope::Workstation | Scope::Cgroup(_) | Scope::Tree => BTreeSet::new(),
+            },
             ..Self::default()
         };
         if plan.road == Road::Express {
@@ -106,7 +112,6 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use proptest::prelude::*;
-    use tpx_core::plan::Scope;
 
     use super::*;
 
@@ -151,6 +156,14 @@ mod tests {
         let tun = Desired::of(&Plan { road: Road::Tun, ..plan() }, Slot::FIRST, true);
         assert!(tun.rules.is_empty() && tun.routes.iter().all(|(t, _)| *t != Table::Marked));
         assert_eq!(routes(&tun, Table::Floor), routes(&workstation, Table::Floor));
+    }
+
+    #[test]
+    fn containers_are_a_scope_by_their_addresses() {
+        let addresses: Vec<IpAddr> = vec!["172.17.0.2".parse().unwrap(), "fd17::2".parse().unwrap()];
+        let d = Desired::of(&Plan { scope: Scope::Containers(addresses.clone()), ..plan() }, Slot::FIRST, true);
+        assert_eq!(d.senders, addresses.into_iter().collect());
+        assert!(Desired::of(&plan(), Slot::FIRST, true).senders.is_empty());
     }
 
     #[test]

@@ -115,6 +115,7 @@ struct Express {
 struct State {
     routes: BTreeSet<(Table, IpNet)>,
     rules: BTreeMap<IpNet, Action>,
+    senders: BTreeSet<IpAddr>,
 }
 
 impl LinuxHost {
@@ -190,7 +191,7 @@ impl LinuxHost {
         network.bring_up(&device, self.slot, ipv6).await?;
         let express = if express {
             network.add_blocks(&device, self.slot, ipv6).await?;
-            Some(self.express(&device, plan.scope.is_tree(), ipv6)?)
+            Some(self.express(&device, &plan.scope, ipv6)?)
         } else {
             // Megabytes that nobody is going to ask for.
             self.ahead = None;
@@ -216,13 +217,14 @@ impl LinuxHost {
         Ok(applied)
     }
 
-    fn express(&mut self, device: &Device, tree: bool, ipv6: bool) -> Result<Express, HostError> {
+    fn express(&mut self, device: &Device, scope: &Scope, ipv6: bool) -> Result<Express, HostError> {
         let datagrams = Datagrams::open(self.slot, ipv6)?;
         let pids = if self.owners { PidNamespace::own() } else { PidNamespace::NONE };
         let outlives = self.hook == Hook::Clsact;
         let names_errors = !self.without.contains(&Feature::SetRetval) && probe::has(Feature::SetRetval);
         let (slot, device, port) = (self.slot, device.index, datagrams.port);
-        let globals = Globals { slot, tree, device, port, pids, names_errors, outlives };
+        let (tree, of_senders) = (scope.is_tree(), scope.is_containers());
+        let globals = Globals { slot, tree, device, port, pids, names_errors, outlives, of_senders };
         let mut programs = Programs::load(globals, self.ahead.take())?;
         datagrams.register(&mut programs)?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
@@ -247,8 +249,9 @@ impl Host for LinuxHost {
         if plan.road != applied.plan.road {
             return Err(HostError::Refused("the datapath cannot be changed while it is in use; revert first".into()));
         }
-        if plan.scope.is_tree() != applied.plan.scope.is_tree() {
-            let why = "the workstation and a process tree cannot be exchanged while one is in use; revert first";
+        let kind = |scope: &Scope| (scope.is_tree(), scope.is_containers());
+        if kind(&plan.scope) != kind(&applied.plan.scope) {
+            let why = "a scope cannot be exchanged for one of another kind while it is in use; revert first";
             return Err(HostError::Refused(why.into()));
         }
         if *plan == applied.plan
@@ -310,6 +313,14 @@ impl Applied {
         if let Some(express) = &mut self.express {
             // What is denied is so before it is steered.
             express.programs.deny(&want.denials)?;
+            for address in want.senders.difference(&self.state.senders.clone()) {
+                express.programs.add_sender(*address)?;
+                self.state.senders.insert(*address);
+            }
+            for address in self.state.senders.clone().difference(&want.senders) {
+                express.programs.remove_sender(*address)?;
+                self.state.senders.remove(address);
+            }
             for (net, action) in &want.rules {
                 if self.state.rules.get(net) != Some(action) {
                     express.programs.set_rule(*net, *action)?;
@@ -359,16 +370,21 @@ impl Applied {
                     group.path = Some(tree.path.clone());
                     group.tree = Some(tree);
                 }
+                // Their sockets are in network namespaces of their own: their packets are what is seen of them.
+                Scope::Containers(_) => {}
             }
         }
         self.group = group;
         Ok(())
     }
 
-    /// Containers see the cluster as the workstation does; a process tree is none of theirs.
+    /// Containers see the cluster as the workstation does, or because they are the scope; a process tree is none of theirs.
     async fn serve_containers(&mut self, plan: &Plan) {
         if let Some(express) = &mut self.express {
-            let patterns = if plan.scope == Scope::Workstation { &plan.container_devices[..] } else { &[] };
+            let patterns = match plan.scope {
+                Scope::Workstation | Scope::Containers(_) => &plan.container_devices[..],
+                Scope::Cgroup(_) | Scope::Tree => &[],
+            };
             express.containers.serve(patterns).await;
         }
     }

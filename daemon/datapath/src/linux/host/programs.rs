@@ -45,6 +45,7 @@ pub(super) struct Programs {
     rules6: LpmTrie<MapData, [u8; 16], Rule>,
     names4: Names<[u8; 4]>,
     names6: Names<[u8; 16]>,
+    senders: HashMap<MapData, [u32; 4], u8>,
     denied: Denied,
     _log: Option<Log>,
 }
@@ -117,6 +118,8 @@ pub(super) struct Globals {
     pub(super) names_errors: bool,
     /// Whether programs on devices outlive a crash.
     pub(super) outlives: bool,
+    /// Whether the scope is made of containers.
+    pub(super) of_senders: bool,
 }
 
 /// Passes on what the programs log, until it is dropped.
@@ -173,6 +176,7 @@ impl Programs {
         let rules6 = take(&mut bpf, maps::RULES6)?;
         let names4 = Names { own: take(&mut bpf, maps::NAMES4)?, server: take(&mut bpf, maps::SERVERS4)? };
         let names6 = Names { own: take(&mut bpf, maps::NAMES6)?, server: take(&mut bpf, maps::SERVERS6)? };
+        let senders = take(&mut bpf, maps::SENDERS)?;
         let denied = Denied::new(
             take(&mut bpf, maps::DENY4)?,
             take(&mut bpf, maps::DENY6)?,
@@ -180,7 +184,7 @@ impl Programs {
             take(&mut bpf, maps::POLICY)?,
         );
         let (hooks, tree, bpf) = (Hooks::default(), globals.tree, Shared(Arc::new(Mutex::new(bpf))));
-        Ok(Self { hooks, tree, owned, bpf, rules4, rules6, names4, names6, denied, _log: log })
+        Ok(Self { hooks, tree, owned, bpf, rules4, rules6, names4, names6, senders, denied, _log: log })
     }
 
     /// Attaches the hooks to the cgroup at `path`, then detaches them from the one before.
@@ -248,6 +252,16 @@ impl Programs {
     /// Makes `want` all that is denied.
     pub(super) fn deny(&mut self, want: &Denials) -> Result<(), HostError> {
         self.denied.become_like(want).map_err(|e| failed("change what is denied", &e))
+    }
+
+    /// Adds a container's address to the scope.
+    pub(super) fn add_sender(&mut self, address: IpAddr) -> Result<(), HostError> {
+        self.senders.insert(sender(address), 1, 0).map_err(|e| failed(format!("serve the container at {address}"), &e))
+    }
+
+    /// Undoes [`add_sender`](Self::add_sender).
+    pub(super) fn remove_sender(&mut self, address: IpAddr) -> Result<(), HostError> {
+        self.senders.remove(&sender(address)).map_err(|e| failed(format!("forget the container at {address}"), &e))
     }
 
     /// Exchanges a name server for tpx's own address of the same family.
@@ -318,14 +332,24 @@ impl<K: aya::Pod> Names<K> {
     }
 }
 
+/// An address as the programs for containers compare it: in words, an IPv4 one as IPv4-mapped.
+fn sender(address: IpAddr) -> [u32; 4] {
+    let octets = match address {
+        IpAddr::V4(four) => four.to_ipv6_mapped().octets(),
+        IpAddr::V6(six) => six.octets(),
+    };
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
+}
+
 /// Loads the maps, and the programs as far as memory.
 fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostError> {
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
-    let Globals { slot, tree, device, port, pids, names_errors, outlives } = globals;
+    let Globals { slot, tree, device, port, pids, names_errors, outlives, of_senders } = globals;
     let (index, tree, kind) = (slot.index(), u8::from(tree), pids.kind as u32);
-    let (retval, outlives) = (u32::from(names_errors), u32::from(outlives));
+    let (retval, outlives, of_senders) = (u32::from(names_errors), u32::from(outlives), u32::from(of_senders));
     // It borrows what is above from here on.
     let mut loader: EbpfLoader<'_> = loader;
     loader
@@ -339,6 +363,7 @@ fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostErr
         .override_global(maps::global::PID_DEVICE, &pids.device, true)
         .override_global(maps::global::PID_INODE, &pids.inode, true)
         .override_global(maps::global::OUTLIVES, &outlives, true)
+        .override_global(maps::global::OF_SENDERS, &of_senders, true)
         .load(super::probe::programs().map_err(|why| HostError::Unsupported(why.into()))?)
         .map_err(|e| failed("load the kernel programs' maps", &e))
 }

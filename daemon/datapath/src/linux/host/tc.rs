@@ -1,7 +1,13 @@
 //! Filters of traffic control (tc(8)) by netlink, where there are no links: taken away by their preference, which is a
 //! slot's own, whoever has put them there. Blocking; the kernel answers within the call.
 
-use std::io;
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use aya::programs::tc::qdisc_add_clsact;
 
 use netlink_packet_route::{
     RouteNetlinkMessage,
@@ -14,6 +20,52 @@ use rtnetlink::{
 
 const INGRESS: TcHandle = TcHandle { major: u16::MAX, minor: TcHandle::MIN_INGRESS };
 const EGRESS: TcHandle = TcHandle { major: u16::MAX, minor: TcHandle::MIN_EGRESS };
+
+/// How many slots use the clsact of a device, where one of them has made it: the process's slots share it.
+static MADE: Mutex<BTreeMap<u32, usize>> = Mutex::new(BTreeMap::new());
+
+/// The queueing discipline that filters hang on, as long as it is used. One that somebody else has made is as good, and stays.
+pub(super) struct Clsact {
+    /// The device, where the discipline is ours to remove.
+    made: Option<u32>,
+}
+
+impl Clsact {
+    /// Makes it where it is missing.
+    pub(super) fn on(device: u32, name: &str) -> Self {
+        let mut made = lock_made();
+        if let Some(users) = made.get_mut(&device) {
+            *users += 1;
+            return Self { made: Some(device) };
+        }
+        let new = qdisc_add_clsact(name).is_ok();
+        if new {
+            made.insert(device, 1);
+        }
+        Self { made: new.then_some(device) }
+    }
+}
+
+impl Drop for Clsact {
+    fn drop(&mut self) {
+        let Some(device) = self.made else { return };
+        let mut made = lock_made();
+        let Some(users) = made.get_mut(&device) else { return };
+        *users -= 1;
+        if *users > 0 {
+            return;
+        }
+        made.remove(&device);
+        match remove_idle_clsact(device) {
+            Err(e) if e.raw_os_error() != Some(libc::ENODEV) => tracing::debug!("clsact stays: {e}"),
+            _ => {}
+        }
+    }
+}
+
+fn lock_made() -> MutexGuard<'static, BTreeMap<u32, usize>> {
+    MADE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Removes a device's incoming filters with this preference; whether there were some.
 pub(super) fn remove_filters(device: u32, preference: u16) -> io::Result<bool> {

@@ -40,6 +40,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub struct Monitor {
     network: watch::Receiver<Arc<HostNetwork>>,
     losses: watch::Receiver<u64>,
+    looks: watch::Receiver<u64>,
     task: JoinHandle<()>,
 }
 
@@ -60,7 +61,8 @@ impl Monitor {
         let first = follower.list().await?;
         let (tell, network) = watch::channel(Arc::new(first));
         let losses = follower.losses.subscribe();
-        Ok(Self { network, losses, task: tokio::spawn(follow(follower, tell)) })
+        let (look, looks) = watch::channel(0);
+        Ok(Self { network, losses, looks, task: tokio::spawn(follow(follower, tell, look)) })
     }
 
     /// What it looks like now.
@@ -73,6 +75,13 @@ impl Monitor {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<HostNetwork>> {
         self.network.clone()
+    }
+
+    /// Counts how often the network was looked at again, because a device, an address or a route changed; also where that
+    /// made no difference to where packets go.
+    #[must_use]
+    pub fn looks(&self) -> watch::Receiver<u64> {
+        self.looks.clone()
     }
 
     /// Counts what was removed of tpx's own: devices, rules, routes. Whoever has the right may have done so, as well as the
@@ -169,7 +178,7 @@ impl News {
     }
 }
 
-async fn follow(mut follower: Follower, tell: watch::Sender<Arc<HostNetwork>>) {
+async fn follow(mut follower: Follower, tell: watch::Sender<Arc<HostNetwork>>, look: watch::Sender<u64>) {
     loop {
         if !follower.changed().await {
             tracing::debug!("news of routes were lost");
@@ -191,6 +200,7 @@ async fn follow(mut follower: Follower, tell: watch::Sender<Arc<HostNetwork>>) {
                     }
                     new
                 });
+                look.send_modify(|looks| *looks += 1);
             }
             Err(e) => {
                 tracing::warn!("routes cannot be read: {e}");
