@@ -6,7 +6,7 @@ use tpx_ebpf_abi::{Counter, Road, Rule, decide, slot, v4_in};
 
 use crate::{
     datagrams,
-    maps::{BOUND, DATAGRAM_PORT, RULES4, RULES6, VIRTUAL4, VIRTUAL6, count, is_tree, member_mark, steer_mark},
+    maps::{CHOOSERS, DATAGRAM_PORT, RULES4, RULES6, VIRTUAL4, VIRTUAL6, count, is_tree, member_mark, steer_mark},
     names, owner, policy,
     sys::{Call, found, mapped, refuse},
 };
@@ -109,20 +109,24 @@ fn steer(call: &Call<'_>) -> bool {
     done
 }
 
-/// Remembers a source that the application has chosen: all others are the slot's own address, by which [`lookup`] knows
+/// Remembers that the application has chosen a source: all others are the slot's own address, by which [`lookup`] knows
 /// whose a packet is.
 ///
 /// [`lookup`]: crate::lookup
 #[inline(always)]
 fn note_source(call: &Call<'_>) {
-    if let Some(source) = call.source() {
-        let _ = BOUND.insert(source, 1, 0);
+    if call.has_source() {
+        let _ = CHOOSERS.insert(call.cookie(), 1, 0);
     }
 }
 
-/// For a socket that was steered once and now connects elsewhere.
+/// For a socket that was steered once and now connects elsewhere. One of another network namespace may have been steered by
+/// the same slot there.
 #[inline(always)]
 fn leave(call: &Call<'_>) {
+    if call.is_foreign() {
+        return;
+    }
     if call.has_mark(steer_mark()) {
         call.set_mark(if is_tree() { member_mark() } else { 0 });
         count(Counter::Unmarked);

@@ -23,8 +23,8 @@ const LOOPBACK: u32 = 1;
 #[sk_lookup]
 pub(crate) fn lookup(ctx: SkLookupContext) -> u32 {
     let packet = Lookup(&ctx);
-    // Steered packets come from this host: they arrive on the loopback device, or (IPv6) on the device of their route.
-    // One from another machine, to an address of this host that a steered subnet happens to cover, is not for us.
+    // Steered packets come from this host: they arrive on the loopback device, or on the device that has the address. One
+    // from another machine, to an address of this host that a steered subnet happens to cover, is not for us.
     let device = packet.ingress_device();
     if device != LOOPBACK && device != DEVICE.load() {
         return SK_PASS;
@@ -56,17 +56,19 @@ pub(crate) fn lookup(ctx: SkLookupContext) -> u32 {
 }
 
 /// Whether a connection request may be this slot's, with the flags to take it. Several slots may steer one address, and
-/// the mark that led the packet here cannot be seen; its source can. A source that the application has chosen is
-/// remembered for a process tree; what nobody claims is the workstation's.
+/// the mark that led the packet here cannot be seen; its source can. Connections from a source that the application has
+/// chosen are remembered for a process tree; what nobody claims is the workstation's.
 #[inline(always)]
 fn claim(packet: &Lookup<'_>) -> Option<u64> {
-    let (source, slot) = packet.source();
-    match slot {
+    match packet.source_slot() {
         Some(slot) if slot.index() == own_slot().index() => Some(0),
         Some(_) => None,
         None if is_tree() => {
-            let known = BOUND.get_ptr(source).is_some() || BOUND.get_ptr(source.any_port()).is_some();
-            if known { Some(BPF_SK_LOOKUP_F_REPLACE.into()) } else { None }
+            if BOUND.get_ptr(packet.flow()).is_some() {
+                Some(BPF_SK_LOOKUP_F_REPLACE.into())
+            } else {
+                None
+            }
         }
         None if packet.is_assigned() => None,
         None => Some(0),

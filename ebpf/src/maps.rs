@@ -52,17 +52,17 @@ pub(crate) static OUTLIVES: Global<u32> = Global::new(0);
 pub(crate) static OF_SENDERS: Global<u32> = Global::new(0);
 
 #[map]
-pub(crate) static RULES4: LpmTrie<[u8; 4], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
+pub(crate) static RULES4: LpmTrie<[u8; 4], Rule> = LpmTrie::with_max_entries(2 * RULES_MAX, 0);
 #[map]
-pub(crate) static RULES6: LpmTrie<[u8; 16], Rule> = LpmTrie::with_max_entries(RULES_MAX, 0);
+pub(crate) static RULES6: LpmTrie<[u8; 16], Rule> = LpmTrie::with_max_entries(2 * RULES_MAX, 0);
 #[map]
 pub(crate) static POLICY: Array<Policy> = Array::with_max_entries(1, 0);
 #[map]
-pub(crate) static DENY4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(RULES_MAX, 0);
+pub(crate) static DENY4: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(2 * RULES_MAX, 0);
 #[map]
-pub(crate) static DENY6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(RULES_MAX, 0);
+pub(crate) static DENY6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(2 * RULES_MAX, 0);
 #[map]
-pub(crate) static DENY_PORTS: HashMap<u16, u8> = HashMap::with_max_entries(DENY_PORTS_MAX, BPF_F_NO_PREALLOC);
+pub(crate) static DENY_PORTS: HashMap<u16, u8> = HashMap::with_max_entries(2 * DENY_PORTS_MAX, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static NAMES4: HashMap<[u8; 4], [u8; 4]> = HashMap::with_max_entries(NAMES as u32, 0);
 #[map]
@@ -86,7 +86,9 @@ pub(crate) static INDICES: HashMap<Target, u32> = HashMap::with_max_entries(TARG
 #[map]
 pub(crate) static BYPASS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(BYPASS_MAX, 0);
 #[map]
-pub(crate) static BOUND: LruHashMap<Target, u8> = LruHashMap::with_max_entries(BOUND_MAX, 0);
+pub(crate) static CHOOSERS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(CALLERS_MAX, 0);
+#[map]
+pub(crate) static BOUND: LruHashMap<Flow, u8> = LruHashMap::with_max_entries(BOUND_MAX, 0);
 #[map]
 pub(crate) static SOCKETS: SockMap = SockMap::with_max_entries(4, 0);
 #[map]

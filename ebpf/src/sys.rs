@@ -177,11 +177,17 @@ impl Call<'_> {
         }
     }
 
+    /// Whether it is of another network namespace.
+    #[inline(always)]
+    pub(crate) fn is_foreign(&self) -> bool {
+        // SAFETY: the helper takes the context as it came.
+        unsafe { bpf_get_netns_cookie(self.0.as_ptr()) != NETNS_COOKIE.load() }
+    }
+
     /// Why it is none of ours; `None` when it is.
     #[inline(always)]
     pub(crate) fn stranger(&self) -> Option<Counter> {
-        // SAFETY: the helper takes the context as it came.
-        if unsafe { bpf_get_netns_cookie(self.0.as_ptr()) } != NETNS_COOKIE.load() {
+        if self.is_foreign() {
             return Some(Counter::ForeignNetns);
         }
         let exempt = BYPASS.get_ptr(self.cookie()).is_some();
@@ -212,18 +218,15 @@ impl Call<'_> {
         self.has_mark(0) || self.has_mark(mark::steer(Slot::FIRST))
     }
 
-    /// The source that the socket is bound to, if it has chosen an address; the port may be 0.
+    /// Whether the socket is bound to an address.
     #[inline(always)]
-    pub(crate) fn source(&self) -> Option<Target> {
-        let socket = self.socket()?;
-        let port = socket.src_port as u16;
+    pub(crate) fn has_source(&self) -> bool {
+        let Some(socket) = self.socket() else { return false };
         if socket.family == AF_INET {
-            let ip = socket.src_ip4;
-            return if ip == 0 { None } else { Some(Target::v4(ip.to_ne_bytes(), port)) };
+            return socket.src_ip4 != 0;
         }
         // SAFETY: the field has four words.
-        let ip = unsafe { words(&raw const socket.src_ip6) };
-        if u128::from_ne_bytes(ip) == 0 { None } else { Some(Target::v6(ip, port)) }
+        u128::from_ne_bytes(unsafe { words(&raw const socket.src_ip6) }) != 0
     }
 
     /// Replaces our bits of the socket's mark.
@@ -388,19 +391,32 @@ impl Lookup<'_> {
         unsafe { words(&raw const (*self.0.lookup).local_ip6) }
     }
 
-    /// Its source address and the slot that it is the own address of, with port.
+    /// The slot that its source is the own address of.
     #[inline(always)]
-    pub(crate) fn source(&self) -> (Target, Option<Slot>) {
-        let [low, high, ..] = self.ports();
-        let port = u16::from_be_bytes([low, high]);
-        if self.is_v4() {
-            // SAFETY: as above.
-            let ip = unsafe { (*self.0.lookup).remote_ip4 }.to_ne_bytes();
-            return (Target::v4(ip, port), Slot::of4(ip));
-        }
+    pub(crate) fn source_slot(&self) -> Option<Slot> {
         // SAFETY: as above.
-        let ip = unsafe { words(&raw const (*self.0.lookup).remote_ip6) };
-        (Target::v6(ip, port), Slot::of6(ip))
+        unsafe {
+            if self.is_v4() {
+                Slot::of4((*self.0.lookup).remote_ip4.to_ne_bytes())
+            } else {
+                Slot::of6(words(&raw const (*self.0.lookup).remote_ip6))
+            }
+        }
+    }
+
+    /// Its addresses.
+    #[inline(always)]
+    pub(crate) fn flow(&self) -> Flow {
+        // SAFETY: as above.
+        let (src, dst) = unsafe {
+            if self.is_v4() {
+                (v4_mapped((*self.0.lookup).remote_ip4.to_ne_bytes()), v4_mapped(self.ip4()))
+            } else {
+                (words(&raw const (*self.0.lookup).remote_ip6), self.ip6())
+            }
+        };
+        let [s, t, d, e] = self.ports();
+        Flow { src, dst, sport: [s, t], dport: [d, e] }
     }
 
     /// Whether another program has found it a socket already.

@@ -20,5 +20,5 @@ pub use flow::{
     Arrival, Caller, DatagramFlow, DatagramReturn, Echo, EchoFlow, EchoReturn, FlowSource, FlowStream, Knock,
 };
 pub use host::{Host, HostError};
-pub use maps::{CounterRow, DatagramRow, HeldRow, MapsDump, NameServerRow, RuleRow, VirtualRow};
+pub use maps::{CounterRow, DatagramRow, HeldRow, MapsDump, NameServerRow, RuleRow, Tables, VirtualRow};
 pub use netstack::Offload;

@@ -27,6 +27,27 @@ pub struct MapsDump {
     pub counters: Vec<CounterRow>,
 }
 
+impl MapsDump {
+    /// The same with what the privileged daemon has read.
+    #[must_use]
+    pub fn with(self, tables: Tables) -> Self {
+        let Tables { rules, denied_ports, name_servers } = tables;
+        Self { rules, denied_ports, name_servers, ..self }
+    }
+}
+
+/// What the privileged daemon alone writes into the maps, and therefore alone reads there: a map file cannot be handed over
+/// for reading only, and who writes rules has the whole machine's connections.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tables {
+    /// As in [`MapsDump`].
+    pub rules: Vec<RuleRow>,
+    /// As in [`MapsDump`].
+    pub denied_ports: Vec<u16>,
+    /// As in [`MapsDump`].
+    pub name_servers: Vec<NameServerRow>,
+}
+
 /// A prefix and what happens to connections into it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleRow {

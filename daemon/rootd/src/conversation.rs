@@ -6,6 +6,7 @@ use std::{
         fd::{AsFd as _, BorrowedFd},
         unix::fs::MetadataExt as _,
     },
+    path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
 };
-use tpx_core::plan::{Plan, Road};
+use tpx_core::plan::{Plan, Road, Scope};
 use tpx_datapath::{
     Host as _, HostError,
     linux::{Handover, Process},
@@ -33,6 +34,8 @@ use crate::sessions::{Hosts, NoSession, Sessions, SharedHost};
 const PROMPT: Duration = Duration::from_secs(5);
 /// How long a caller without a session may say nothing. Long enough for a cluster to be made ready before the plan.
 const LOOKING: Duration = Duration::from_secs(600);
+/// Or it is one of a PID namespace that cannot be seen from here.
+const ENDED: &str = "the process that asked has ended";
 /// How long a caller may take to read an answer.
 const READING: Duration = Duration::from_secs(5);
 
@@ -64,11 +67,13 @@ pub(crate) async fn converse<M: Hosts>(sessions: Arc<Sessions<M>>, stream: UnixS
 }
 
 /// Who has connected.
-struct Caller {
-    uid: u32,
-    pid: u32,
+pub(crate) struct Caller {
+    /// Its user.
+    pub(crate) uid: u32,
+    /// Its number, for people.
+    pub(crate) pid: u32,
     /// Held from the beginning, so that nobody else is moved in its place.
-    process: Option<Process>,
+    pub(crate) process: Option<Arc<Process>>,
 }
 
 impl Caller {
@@ -76,7 +81,7 @@ impl Caller {
         let process = Process::open(pid).ok();
         // It may have ended before it was held, and its number have gone to another user's.
         let same = fs::metadata(format!("/proc/{pid}")).is_ok_and(|m| m.uid() == uid);
-        Self { uid, pid, process: process.filter(|_| same) }
+        Self { uid, pid, process: process.filter(|_| same).map(Arc::new) }
     }
 }
 
@@ -100,7 +105,7 @@ async fn work<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static)
 }
 
 struct Conversation<'a, M: Hosts> {
-    sessions: &'a Sessions<M>,
+    sessions: &'a Arc<Sessions<M>>,
     caller: Caller,
     connection: u64,
     sender: Sender,
@@ -141,11 +146,9 @@ impl<M: Hosts> Conversation<'_, M> {
                     let status = self.sessions.status(self.connection);
                     self.say(&Reply::Status(Box::new(status))).await?;
                 }
+                Request::Tables => self.tables().await?,
                 Request::Enter(Enter { cgroup }) => {
-                    let entered = match &self.caller.process {
-                        Some(process) => self.sessions.enter(self.caller.uid, &cgroup, process),
-                        None => Err(HostError::Refused("the process that asked has ended".into())),
-                    };
+                    let entered = self.enter(cgroup).await;
                     self.say(&entered.map_or_else(|e| self.failed(&e), |()| Reply::Entered)).await?;
                 }
             }
@@ -172,8 +175,11 @@ impl<M: Hosts> Conversation<'_, M> {
             let refused = self.failed(&HostError::Refused(e.to_string()));
             return self.say(&refused).await;
         }
-        let caller = (self.caller.uid, self.caller.pid);
-        let host = match self.sessions.claim(self.connection, caller, &plan.scope).await {
+        if plan.scope == Scope::Tree && self.caller.process.is_none() {
+            let refused = self.failed(&HostError::Refused(ENDED.into()));
+            return self.say(&refused).await;
+        }
+        let host = match self.sessions.claim(self.connection, &self.caller, &plan.scope).await {
             Ok(host) => host,
             Err(NoSession::Busy(other)) => return self.say(&Reply::Busy(other)).await,
             Err(why) => {
@@ -192,7 +198,9 @@ impl<M: Hosts> Conversation<'_, M> {
                 self.sessions.set_plan(self.connection, plan, handover.scope.as_deref());
                 let (layout, files) = handover.into_fds();
                 let files: Vec<_> = files.iter().map(|f| f.as_fd()).collect();
-                self.send(&Reply::Applied(layout), &files).await
+                self.send(&Reply::Applied(layout), &files).await?;
+                // Files under way are this process's, and there cannot be many: who does not take them gets no more.
+                timeout(READING, self.sender.taken()).await.unwrap_or(Err(WireError::Slow))
             }
             Err(e) => {
                 self.sessions.give_up(self.connection);
@@ -203,6 +211,15 @@ impl<M: Hosts> Conversation<'_, M> {
                 self.say(&failed).await
             }
         }
+    }
+
+    /// The kernel waits for all threads of the machine meanwhile, so this is paced as well.
+    async fn enter(&self, cgroup: PathBuf) -> Result<(), HostError> {
+        let process = self.caller.process.clone().ok_or_else(|| HostError::Refused(ENDED.into()))?;
+        let (sessions, uid) = (Arc::clone(self.sessions), self.caller.uid);
+        let wait = sessions.take_turn_to_enter(uid, &cgroup, Instant::now())?;
+        sleep(wait).await;
+        work(async move { sessions.enter(uid, &cgroup, &process) }).await
     }
 
     async fn revert(&mut self) -> Result<(), WireError> {
@@ -216,6 +233,15 @@ impl<M: Hosts> Conversation<'_, M> {
         let said = self.say(&reply).await;
         self.sessions.release(self.connection);
         said
+    }
+
+    async fn tables(&mut self) -> Result<(), WireError> {
+        let tables = match self.sessions.host(self.connection) {
+            Some(host) => work(async move { M::tables(&*host.lock().await) }).await,
+            None => Err(HostError::Refused("there is no session to look at".into())),
+        };
+        let reply = tables.map_or_else(|e| self.failed(&e), |tables| Reply::Tables(Box::new(tables)));
+        self.say(&reply).await
     }
 
     /// Logs a failure and makes an answer of it.

@@ -2,12 +2,12 @@
 
 use std::{
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::sync::watch;
 use tpx_datapath::{
-    HostError,
+    HostError, Tables,
     linux::{Ahead, Bridges, Feature, LinuxHost, Process, Slot, enter},
 };
 
@@ -30,8 +30,9 @@ impl LinuxHosts {
 impl Hosts for LinuxHosts {
     type Host = LinuxHost;
 
-    fn make(&self, slot: Slot, caller: u32) -> LinuxHost {
-        let host = LinuxHost::new(slot).for_process(caller).without(self.without.clone());
+    fn make(&self, slot: Slot, caller: Option<Arc<Process>>) -> LinuxHost {
+        let host = LinuxHost::new(slot).without(self.without.clone());
+        let host = if let Some(caller) = caller { host.for_process(caller) } else { host };
         match self.ahead.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(ahead) => host.with_ahead(ahead),
             None => host,
@@ -42,7 +43,11 @@ impl Hosts for LinuxHosts {
         host.bridges()
     }
 
-    fn enter(&self, cgroup: &Path, process: &Process) -> Result<(), HostError> {
-        enter(cgroup, process)
+    fn tables(host: &LinuxHost) -> Result<Tables, HostError> {
+        host.tables()
+    }
+
+    fn enter(&self, cgroup: &Path, process: &Process, uid: u32) -> Result<(), HostError> {
+        enter(cgroup, process, uid)
     }
 }

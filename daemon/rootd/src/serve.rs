@@ -78,4 +78,6 @@ fn far() -> Instant {
 }
 
 #[cfg(test)]
+mod noting;
+#[cfg(test)]
 mod tests;

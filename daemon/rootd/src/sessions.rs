@@ -11,12 +11,12 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 use tpx_core::plan::{Plan, Scope};
 use tpx_datapath::{
-    Host, HostError,
+    Host, HostError, Tables,
     linux::{Bridges, Handover, Process, Slot},
     remote::protocol::{Missing, Session, Status},
 };
 
-use crate::pace::Pace;
+use crate::{conversation::Caller, pace::Pace};
 
 /// How long a new session waits for one that is about to end: its process may have been killed just now.
 const GRACE: Duration = Duration::from_millis(500);
@@ -33,16 +33,22 @@ pub(crate) trait Hosts: Send + Sync + 'static {
     type Host: Host<Handover = Handover> + 'static;
 
     /// A host for `slot`, of a session of process `caller`.
-    fn make(&self, slot: Slot, caller: u32) -> Self::Host;
+    fn make(&self, slot: Slot, caller: Option<Arc<Process>>) -> Self::Host;
 
     /// The bridges whose containers a host serves, as they come and go.
     fn bridges(&self, host: &Self::Host) -> watch::Receiver<Bridges>;
+
+    /// What stands in the maps of a host's programs.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    fn tables(host: &Self::Host) -> Result<Tables, HostError>;
 
     /// Moves a process into the cgroup of a session.
     ///
     /// # Errors
     /// [`HostError`].
-    fn enter(&self, cgroup: &Path, process: &Process) -> Result<(), HostError>;
+    fn enter(&self, cgroup: &Path, process: &Process, uid: u32) -> Result<(), HostError>;
 }
 
 /// What all connections share.
@@ -137,7 +143,7 @@ impl<M: Hosts> Sessions<M> {
     pub(crate) async fn claim(
         &self,
         connection: u64,
-        (uid, pid): (u32, u32),
+        caller: &Caller,
         scope: &Scope,
     ) -> Result<SharedHost<M::Host>, NoSession> {
         let mut changes = self.table.subscribe();
@@ -158,11 +164,12 @@ impl<M: Hosts> Sessions<M> {
                     return false;
                 }
             };
-            let host = self.hosts.make(slot, pid);
+            let host = self.hosts.make(slot, caller.process.clone());
             let bridges = self.hosts.bridges(&host);
             let host = Arc::new(tokio::sync::Mutex::new(host));
             claimed = Ok(Arc::clone(&host));
-            let session = Session { uid, pid, slot: slot.index(), scope: scope.to_string() };
+            let (uid, pid, scope) = (caller.uid, caller.pid, scope.to_string());
+            let session = Session { uid, pid, slot: slot.index(), scope };
             table.insert(connection, Entry { session, slot, host, bridges, plan: None, tree: None });
             true
         });
@@ -221,17 +228,27 @@ impl<M: Hosts> Sessions<M> {
         });
     }
 
-    /// Moves a process into the process tree at `cgroup`, if that belongs to a session of its user.
+    /// How long whoever wants to enter the process tree at `cgroup` has to wait.
     ///
     /// # Errors
-    /// [`HostError::Refused`] for any other cgroup; else what the kernel says.
+    /// [`HostError::Refused`] when no session of the user's has one there.
+    pub(crate) fn take_turn_to_enter(&self, uid: u32, cgroup: &Path, now: Instant) -> Result<Duration, HostError> {
+        let slot = {
+            let table = self.table.borrow();
+            let own = |entry: &&Entry<M::Host>| entry.tree.as_deref() == Some(cgroup);
+            table.values().find(own).filter(|entry| uid == entry.session.uid || uid == 0).map(|entry| entry.slot)
+        };
+        let refused = || HostError::Refused(format!("no session of yours has a process tree at {}", cgroup.display()));
+        let slot = slot.ok_or_else(refused)?;
+        Ok(self.state().paces[slot.index() as usize].take(now))
+    }
+
+    /// Moves a process into the process tree at `cgroup`, which is a session's of its user.
+    ///
+    /// # Errors
+    /// [`HostError`].
     pub(crate) fn enter(&self, uid: u32, cgroup: &Path, process: &Process) -> Result<(), HostError> {
-        let table = self.table.borrow();
-        let own = |entry: &&Entry<M::Host>| entry.tree.as_deref() == Some(cgroup);
-        match table.values().find(own) {
-            Some(entry) if uid == entry.session.uid || uid == 0 => self.hosts.enter(cgroup, process),
-            _ => Err(HostError::Refused(format!("no session of yours has a process tree at {}", cgroup.display()))),
-        }
+        self.hosts.enter(cgroup, process, uid)
     }
 
     /// Remembers why the express lane is not available, or that it is.

@@ -1,7 +1,7 @@
 //! The socket in the file system: made for one owner, taken over from a dead predecessor, never from a live one.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder},
     io,
     os::{
         fd::AsRawFd as _,
@@ -51,15 +51,25 @@ pub(crate) fn bind(path: &Path, owner: u32) -> anyhow::Result<Socket> {
         .mode(0o755)
         .create(directory)
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
-    // Two that start at one time must not take the file from each other.
-    let lock = File::open(directory).with_context(|| format!("cannot open {}", directory.display()))?;
-    flock(&lock, FlockOperation::LockExclusive).with_context(|| format!("cannot lock {}", directory.display()))?;
+    // Two that start at one time must not take the file from each other. Whoever may open the lock may keep it: nobody else may.
+    let lock = lock_file(path);
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let locked = open(&lock, flags, Mode::RUSR | Mode::WUSR)
+        .and_then(|file| flock(&file, FlockOperation::LockExclusive).map(|()| file));
+    let _lock = locked.with_context(|| format!("cannot lock {}", lock.display()))?;
     remove_stale(path)?;
     // Whoever comes in before the file has its owner is told apart by SO_PEERCRED.
     let listener = StdListener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
     let identity = hand_over(path, owner).with_context(|| format!("cannot give {} to user {owner}", path.display()))?;
     listener.set_nonblocking(true)?;
     Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.into(), identity })
+}
+
+/// Beside the socket.
+fn lock_file(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".lock");
+    path.with_file_name(name)
 }
 
 /// Gives the socket at `path` to `owner`; its device and inode. Who may write into the directory may have put something
@@ -147,6 +157,17 @@ mod tests {
         fs::hard_link(&secret, &path).unwrap();
         assert!(hand_over(&path, me()).is_err());
         assert_eq!(fs::metadata(&secret).unwrap().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn nobody_else_can_hold_the_lock() {
+        let dir = directory();
+        let path = dir.path().join("s");
+        // What everybody may do.
+        let handle = fs::File::open(dir.path()).unwrap();
+        flock(&handle, FlockOperation::LockExclusive).unwrap();
+        drop(bind(&path, me()).unwrap());
+        assert_eq!(fs::metadata(lock_file(&path)).unwrap().mode() & 0o777, 0o600);
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use tpx_core::{
     plan::{Road, Scope},
 };
 use tpx_datapath::{
-    Host as _,
+    Host as _, MapsDump,
     linux::{Maps, routes::Monitor},
     remote::{
         RemoteHost,
@@ -268,15 +268,26 @@ impl Connection {
             )),
             Request::Quit => return,
             other => {
-                let (insight, maps) = (self.insight(), self.maps.as_ref().map(Maps::dump).transpose());
+                let (insight, maps) = (self.insight(), self.dump(matches!(other, Request::MapsDump)));
                 tokio::spawn(async move {
-                    let reply = insight.answer(other, maps).await;
+                    let reply = insight.answer(other, maps.await).await;
                     exchange.send(&reply).await
                 });
                 return;
             }
         };
         tokio::spawn(async move { exchange.send(&reply).await });
+    }
+
+    /// What the kernel's maps hold, if there are some and that is `wanted`.
+    fn dump(&self, wanted: bool) -> impl Future<Output = Result<Option<MapsDump>, String>> + Send + use<> {
+        let maps = self.maps.as_ref().filter(|_| wanted).map(Maps::dump).transpose();
+        let host = Arc::clone(&self.host);
+        async move {
+            let Some(maps) = maps.map_err(|e| e.to_string())? else { return Ok(None) };
+            let tables = host.lock().await.tables().await.map_err(|e| e.to_string())?;
+            Ok(Some(maps.with(tables)))
+        }
     }
 
     /// Which containers see the cluster, by the word of the privileged daemon.

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -55,7 +54,7 @@ pub(super) struct Insight {
 impl Insight {
     /// Answers a request that is about none of the connection's other parts. `maps` is what the kernel's maps say, if
     /// there are any.
-    pub(super) async fn answer(&self, request: Request, maps: io::Result<Option<MapsDump>>) -> Reply {
+    pub(super) async fn answer(&self, request: Request, maps: Result<Option<MapsDump>, String>) -> Reply {
         let reply = match request {
             Request::Explain { target } => self.explain(target).await.map(|found| Reply::Explained(Box::new(found))),
             Request::TranslateEnv { variables } => self.translate(variables).map(Reply::Env),

@@ -47,12 +47,16 @@ pub const fn may_send4(source: [u8; 4]) -> bool {
     !matches!(source, [0 | 127 | 224.., ..] | [169, 254, ..])
 }
 
-/// The same for IPv6.
+/// The same for IPv6. tpx's own addresses are nobody's behind a bridge: among those of IPv4 they are excluded as multicast
+/// ones are.
 #[inline(always)]
 #[must_use]
 pub const fn may_send6(source: &[u8; 16]) -> bool {
     // The unspecified and the loopback address begin as addresses that nobody has.
-    !matches!(source, [0, 0, ..] | [0xff, ..] | [0xfe, 0x80..0xc0, ..])
+    !matches!(
+        source,
+        [0, 0, ..] | [0xff, ..] | [0xfe, 0x80..0xc0, ..] | [0xfd, 0x74, 0x70, 0x78, 0x6e, 0x65, 0x74, _, ..]
+    )
 }
 
 /// Where the ports of an IPv4 packet are, if it is a whole packet of TCP or UDP. Of fragments only the first would say.
@@ -122,6 +126,12 @@ mod tests {
             assert!(!may_send(bad), "{bad}");
         }
         assert!(!may_send("ff02::1") && !may_send("febf::1"));
+        for own in [crate::slot::OWN6.0, crate::BLOCK6.0, crate::slot::Slot::FIRST.ipv6()] {
+            assert!(!may_send6(&own.octets()), "{own}");
+        }
+        for own in [crate::slot::OWN4.0, crate::BLOCK4.0, crate::slot::Slot::FIRST.ipv4()] {
+            assert!(!may_send4(own.octets()), "{own}");
+        }
     }
 
     #[test]

@@ -35,8 +35,10 @@ pub const TARGETS: &str = "TARGETS";
 pub const INDICES: &str = "INDICES";
 /// LRU hash: socket cookie (`u64`) to `u8`; sockets in it are never touched.
 pub const BYPASS: &str = "BYPASS";
-/// LRU hash: [`Target`](crate::Target), the address and port (0: not chosen yet) that a steered socket of a process tree
-/// was bound to, to `u8`.
+/// LRU hash: cookie (`u64`) of a steered socket of a process tree whose source the application has chosen, to `u8`; between
+/// `connect()` and the choice of a source port.
+pub const CHOOSERS: &str = "CHOOSERS";
+/// LRU hash: [`Flow`](crate::Flow) of such a socket to `u8`.
 pub const BOUND: &str = "BOUND";
 /// Socket map: the daemon's sockets, at [`LISTENER4`], [`LISTENER6`], [`DATAGRAMS4`] and [`DATAGRAMS6`].
 pub const SOCKETS: &str = "SOCKETS";
@@ -67,7 +69,8 @@ pub const DATAGRAMS4: u32 = 2;
 /// Index of the IPv6 socket that datagrams arrive at.
 pub const DATAGRAMS6: u32 = 3;
 
-/// Bound on the rules of one family: all four lists of a plan. Memory is taken for those that are there.
+/// Bound on the rules of one family: all four lists of a plan. Memory is taken for those that are there; the maps have room
+/// for twice as many, since those of the next plan come before those of the last one go.
 pub const RULES_MAX: u32 = 16_384;
 /// Bound on denied ports.
 pub const DENY_PORTS_MAX: u32 = 1024;
@@ -83,7 +86,7 @@ pub const CALLERS_MAX: u32 = 4096;
 pub const OWNERS_MAX: u32 = 8192;
 /// Bound on the daemon's own sockets that are remembered; the oldest go first.
 pub const BYPASS_MAX: u32 = 65536;
-/// Bound on the sources of steered sockets that are remembered; the oldest go first.
+/// Bound on connections from chosen sources that are remembered; the oldest go first.
 pub const BOUND_MAX: u32 = 4096;
 /// Bound on the containers that answers find back to; the longest silent go first.
 pub const STATIONS_MAX: u32 = 16384;
@@ -126,7 +129,8 @@ pub mod program {
         ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
     /// The hook on a process tree's cgroup that marks new sockets.
     pub const SOCK_CREATE: &str = "sock_create";
-    /// The program that knows whose streams are, on the scope's cgroup as well.
+    /// The program that knows whose streams are, and which of a process tree's have sources of their own, on the scope's
+    /// cgroup as well.
     pub const OWNER: &str = "owner";
     /// The sk_lookup program.
     pub const LOOKUP: &str = "lookup";

@@ -39,13 +39,6 @@ impl Target {
         Self { ip, port: port as u32 }
     }
 
-    /// The same address with port 0.
-    #[inline(always)]
-    #[must_use]
-    pub const fn any_port(&self) -> Self {
-        Self { ip: self.ip, port: 0 }
-    }
-
     /// Its address, if that is an IPv4 one.
     #[inline(always)]
     #[must_use]

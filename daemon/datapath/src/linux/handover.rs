@@ -51,20 +51,6 @@ pub struct ExpressFiles {
     pub owners: OwnedFd,
     /// LRU hash map: socket cookie (`u64`) to `u8`. Sockets in it are never touched by any program.
     pub bypass: OwnedFd,
-    /// LPM trie `[u8; 4]` to [`tpx_ebpf_abi::Rule`].
-    pub rules4: OwnedFd,
-    /// LPM trie `[u8; 16]` to [`tpx_ebpf_abi::Rule`].
-    pub rules6: OwnedFd,
-    /// LPM trie of `[u8; 4]`: what is denied.
-    pub deny4: OwnedFd,
-    /// LPM trie of `[u8; 16]`: what is denied.
-    pub deny6: OwnedFd,
-    /// Hash map of `u16`: denied ports.
-    pub deny_ports: OwnedFd,
-    /// Hash map `[u8; 4]` to `[u8; 4]`: name server to tpx's own DNS address.
-    pub names4: OwnedFd,
-    /// Hash map `[u8; 16]` to `[u8; 16]`: name server to tpx's own DNS address.
-    pub names6: OwnedFd,
     /// UDP sockets for IPv4 and IPv6, bound to the same port. A datagram's own destination (IP_PKTINFO) carries the
     /// index of what it was meant for; answers go out under that address. Without IPv6 nothing reaches the second one.
     pub datagrams: [OwnedFd; 2],
@@ -137,7 +123,7 @@ impl Layout {
 
 impl ExpressFiles {
     /// How many there are.
-    pub const COUNT: usize = 23;
+    pub const COUNT: usize = 16;
 
     fn into_fds(self) -> [OwnedFd; Self::COUNT] {
         let [listener4, listener6] = self.listeners;
@@ -152,13 +138,6 @@ impl ExpressFiles {
             self.held,
             self.owners,
             self.bypass,
-            self.rules4,
-            self.rules6,
-            self.deny4,
-            self.deny6,
-            self.deny_ports,
-            self.names4,
-            self.names6,
             datagrams4,
             datagrams6,
             self.targets,
@@ -179,13 +158,6 @@ impl ExpressFiles {
             held: next()?,
             owners: next()?,
             bypass: next()?,
-            rules4: next()?,
-            rules6: next()?,
-            deny4: next()?,
-            deny6: next()?,
-            deny_ports: next()?,
-            names4: next()?,
-            names6: next()?,
             datagrams: [next()?, next()?],
             targets: next()?,
             virtual4: next()?,

@@ -1,23 +1,15 @@
 //! Reading the kernel's maps through the files that were handed over; needs no privilege (kernel 5.19).
 
-use std::{io, net::IpAddr, os::fd::OwnedFd};
+use std::{io, os::fd::OwnedFd};
 
-use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
-use ipnet::IpNet;
-use tpx_ebpf_abi::{Action, Counter, Flow, Rule, Target, Verdict};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use tpx_ebpf_abi::{Counter, Flow, Target, Verdict};
 
 use super::{ExpressFiles, Translations, translations::present};
-use crate::maps::{CounterRow, DatagramRow, HeldRow, MapsDump, NameServerRow, RuleRow, VirtualRow};
+use crate::maps::{CounterRow, DatagramRow, HeldRow, MapsDump, VirtualRow};
 
 /// Copies of a datapath's map files, to look at.
 pub struct Maps {
-    rules4: LpmTrie<MapData, [u8; 4], Rule>,
-    rules6: LpmTrie<MapData, [u8; 16], Rule>,
-    deny4: LpmTrie<MapData, [u8; 4], u32>,
-    deny6: LpmTrie<MapData, [u8; 16], u32>,
-    deny_ports: HashMap<MapData, u16, u8>,
-    names4: HashMap<MapData, [u8; 4], [u8; 4]>,
-    names6: HashMap<MapData, [u8; 16], [u8; 16]>,
     translations: Translations,
     targets: HashMap<MapData, u32, Target>,
     held: HashMap<MapData, Flow, Verdict>,
@@ -32,13 +24,6 @@ impl Maps {
     /// When a file is no such map, or no file can be opened any more.
     pub fn of(files: &ExpressFiles) -> io::Result<Self> {
         Ok(Self {
-            rules4: open(&files.rules4)?.try_into().map_err(other)?,
-            rules6: open(&files.rules6)?.try_into().map_err(other)?,
-            deny4: open(&files.deny4)?.try_into().map_err(other)?,
-            deny6: open(&files.deny6)?.try_into().map_err(other)?,
-            deny_ports: open(&files.deny_ports)?.try_into().map_err(other)?,
-            names4: open(&files.names4)?.try_into().map_err(other)?,
-            names6: open(&files.names6)?.try_into().map_err(other)?,
             translations: Translations::of(files)?,
             targets: open(&files.targets)?.try_into().map_err(other)?,
             held: open(&files.held)?.try_into().map_err(other)?,
@@ -47,71 +32,19 @@ impl Maps {
         })
     }
 
-    /// Reads everything.
+    /// Reads everything but the [`Tables`](crate::Tables), which the privileged daemon reads.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn dump(&self) -> io::Result<MapsDump> {
         Ok(MapsDump {
-            rules: self.rules()?,
-            denied_ports: self.denied_ports()?,
-            name_servers: self.name_servers()?,
             translations: self.translations()?,
             datagrams: self.datagrams()?,
             held: self.held()?,
             bypassed_sockets: self.bypass.keys().filter(Result::is_ok).count() as u64,
             counters: self.counters()?,
+            ..MapsDump::default()
         })
-    }
-
-    fn rules(&self) -> io::Result<Vec<RuleRow>> {
-        let mut rows = Vec::new();
-        for entry in self.rules4.iter() {
-            let (key, rule) = entry.map_err(other)?;
-            rows.push(rule_row(key.data().into(), key.prefix_len(), rule)?);
-        }
-        for entry in self.rules6.iter() {
-            let (key, rule) = entry.map_err(other)?;
-            rows.push(rule_row(key.data().into(), key.prefix_len(), rule)?);
-        }
-        let mut denied = |ip: IpAddr, prefix: u32| -> io::Result<()> {
-            rows.push(RuleRow { cidr: net(ip, prefix)?, action: "deny".into() });
-            Ok(())
-        };
-        for key in self.deny4.keys() {
-            let key = key.map_err(other)?;
-            denied(key.data().into(), key.prefix_len())?;
-        }
-        for key in self.deny6.keys() {
-            let key = key.map_err(other)?;
-            denied(key.data().into(), key.prefix_len())?;
-        }
-        rows.sort_by_key(|row| row.cidr);
-        Ok(rows)
-    }
-
-    fn denied_ports(&self) -> io::Result<Vec<u16>> {
-        let mut ports = self.deny_ports.keys().collect::<Result<Vec<_>, _>>().map_err(other)?;
-        ports.sort_unstable();
-        Ok(ports)
-    }
-
-    fn name_servers(&self) -> io::Result<Vec<NameServerRow>> {
-        let mut rows = Vec::new();
-        for entry in self.names4.iter() {
-            let (server, own) = entry.map_err(other)?;
-            rows.push(NameServerRow { name_server: server.into(), answered_at: own.into() });
-        }
-        for entry in self.names6.iter() {
-            let (server, own) = entry.map_err(other)?;
-            let (server, own): (IpAddr, IpAddr) = (server.into(), own.into());
-            // The IPv6 map may hold IPv4 servers once more, as applications with IPv6 sockets see them.
-            if server.to_canonical().is_ipv6() {
-                rows.push(NameServerRow { name_server: server, answered_at: own });
-            }
-        }
-        rows.sort_by_key(|row| row.answered_at);
-        Ok(rows)
     }
 
     fn translations(&self) -> io::Result<Vec<VirtualRow>> {
@@ -156,25 +89,6 @@ impl Maps {
             })
             .collect()
     }
-}
-
-fn rule_row(ip: IpAddr, prefix: u32, rule: Rule) -> io::Result<RuleRow> {
-    Ok(RuleRow {
-        cidr: net(ip, prefix)?,
-        action: match rule.action() {
-            Some(Action::Steer) => "steer",
-            Some(Action::Except) => "except",
-            Some(Action::Virtual) => "virtual",
-            Some(Action::Hidden) => "hidden",
-            None => "unknown",
-        }
-        .into(),
-    })
-}
-
-fn net(ip: IpAddr, prefix: u32) -> io::Result<IpNet> {
-    let prefix = u8::try_from(prefix).map_err(io::Error::other)?;
-    IpNet::new(ip, prefix).map_err(io::Error::other)
 }
 
 fn open(file: &OwnedFd) -> io::Result<Map> {

@@ -23,6 +23,7 @@ pub use handover::{DnsSockets, ExpressFiles, Handover, Layout, WrongCount};
 pub use host::{Ahead, Features, LinuxHost, Process, enter, needs_perfmon, probe, sweep};
 pub use inspect::Maps;
 pub use sys::return_large_blocks;
+pub(crate) use sys::unread;
 pub use tpx_ebpf_abi::slot::Slot;
 pub use translations::{TranslationError, Translations};
 pub use tun::Tun;

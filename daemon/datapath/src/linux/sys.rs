@@ -3,7 +3,10 @@
 #[cfg(feature = "privileged")]
 mod privileged;
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+};
 
 use aya::maps::{MapData, RingBuf};
 use tokio::io::{Interest, unix::AsyncFd};
@@ -34,6 +37,19 @@ pub(super) fn watch_file(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 pub(super) fn watch_priority(file: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: as for `watch_file`.
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?)
+}
+
+/// Bytes that were sent on a Unix socket and that the other side has not read (SIOCOUTQ, tcp(7)).
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn unread(socket: impl AsFd) -> io::Result<u32> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: this request writes one number, which outlives the call.
+    match unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) } {
+        0 => Ok(count.unsigned_abs()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Has large blocks of memory come from the kernel, untouched, and go back there when they are freed.

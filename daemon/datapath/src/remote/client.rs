@@ -21,7 +21,7 @@ use super::{
     protocol::{Enter, FailureKind, Hello, Reply, Request, Session, Status, VERSION, Welcome},
     wire::{Receiver, Sender, WireError, split},
 };
-use crate::{Host, HostError, linux::Handover};
+use crate::{Host, HostError, Tables, linux::Handover};
 
 /// How long the first answer may take.
 const HELLO: Duration = Duration::from_secs(5);
@@ -165,6 +165,17 @@ impl RemoteHost {
     pub async fn status(&mut self) -> Result<Status, HostError> {
         match self.ask(&Request::Status).await? {
             (Reply::Status(status), _) => Ok(*status),
+            (other, _) => Err(unexpected(other)),
+        }
+    }
+
+    /// What stands in the kernel's maps that only the privileged daemon writes.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub async fn tables(&mut self) -> Result<Tables, HostError> {
+        match self.ask(&Request::Tables).await? {
+            (Reply::Tables(tables), _) => Ok(*tables),
             (other, _) => Err(unexpected(other)),
         }
     }

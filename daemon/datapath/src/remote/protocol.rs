@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tpx_core::plan::Plan;
 
 use crate::{
-    HostError,
+    HostError, Tables,
     linux::{Bridges, Layout},
 };
 
 /// Version of this protocol. Both ends have to speak the same one; [`Hello`] and [`Welcome`] stay readable for all.
 pub const VERSION: u32 = 6;
 /// Longest JSON of a frame, in bytes. A plan of the greatest allowed size takes less than two thirds of it.
-pub const FRAME_MAX: usize = 2 << 20;
+pub const FRAME_MAX: usize = 4 << 20;
 /// Most files with one frame. The kernel's own limit is 253.
 pub const FILES_MAX: usize = 64;
 
@@ -37,6 +37,8 @@ pub enum Request {
     Revert,
     /// Say what is going on.
     Status,
+    /// Say what stands in the maps of the caller's own session.
+    Tables,
     /// Move the calling process into a session's process tree.
     Enter(Enter),
 }
@@ -75,6 +77,8 @@ pub enum Reply {
     Reverted,
     /// To [`Request::Status`].
     Status(Box<Status>),
+    /// To [`Request::Tables`].
+    Tables(Box<Tables>),
     /// The request could not be carried out.
     Failed(Failure),
 }
@@ -324,6 +328,7 @@ pub fn frame<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RuleRow;
     use proptest::prelude::*;
 
     fn apply(subnets: usize) -> Request {
@@ -351,12 +356,27 @@ mod tests {
                 search_domains: domains,
             }),
             container_devices: vec!["br-????????????".parse().unwrap(); Plan::MAX_CONTAINER_DEVICES],
+            deny: [0xfd05, 0xfd06, 0xfd07, 0xfd08].into_iter().flat_map(nets).collect(),
+            deny_ports: (64_000..64_000 + Plan::MAX_DENY_PORTS as u16).collect(),
             ..Plan::default()
         };
         plan.check().unwrap();
         let mut bytes = frame(&Request::Apply(Box::new(plan.clone()))).unwrap();
         assert!(bytes.len() < FRAME_MAX / 3 * 2, "{}", bytes.len());
         assert_eq!(take::<Request>(&mut bytes).unwrap(), Some(Request::Apply(Box::new(plan))));
+    }
+
+    #[test]
+    fn the_greatest_tables_fit() {
+        let row = |i: u32, action: &str| RuleRow {
+            cidr: format!("fd01:{i:x}:ffff:ffff:ffff:ffff:ffff:ffff/128").parse().unwrap(),
+            action: action.into(),
+        };
+        let rules = (0..tpx_ebpf_abi::maps::RULES_MAX).flat_map(|i| [row(i, "virtual"), row(i, "deny")]).collect();
+        let denied_ports = (64_000..64_000 + Plan::MAX_DENY_PORTS as u16).collect();
+        let tables = Tables { rules, denied_ports, name_servers: Vec::new() };
+        let bytes = frame(&Reply::Tables(Box::new(tables))).unwrap();
+        assert!(bytes.len() < FRAME_MAX / 3 * 2, "{}", bytes.len());
     }
 
     #[test]

@@ -19,12 +19,15 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     io::Interest,
     net::UnixStream,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::protocol::{FILES_MAX, FrameError, frame, missing, take};
+use crate::linux::unread;
 
 const CHUNK: usize = 16 << 10;
+/// How often it is looked whether something was read: nobody tells.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// The conversation is over.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +96,19 @@ impl Sender {
                     Ok(sendmsg(self.stream.as_fd(), &rest, &mut control, SendFlags::NOSIGNAL)?)
                 })
                 .await?;
+        }
+        Ok(())
+    }
+}
+
+impl Sender {
+    /// Waits until the other side has read everything that was sent.
+    ///
+    /// # Errors
+    /// [`WireError`]; the conversation is over then.
+    pub async fn taken(&self) -> Result<(), WireError> {
+        while unread(&*self.stream)? > 0 {
+            sleep(LOOK).await;
         }
         Ok(())
     }

@@ -3,157 +3,29 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    os::fd::OwnedFd,
     os::unix::net::UnixStream as StdStream,
-    path::{Path, PathBuf},
-    sync::Mutex,
+    path::Path,
 };
 
-use async_trait::async_trait;
-use tokio::{net::UnixListener, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{net::UnixListener, time::timeout};
 use tpx_core::plan::{Plan, Scope};
 use tpx_datapath::{
-    Host, HostError,
-    linux::{Bridge, Bridges, Handover, Hook, Layout, Process, Slot},
+    Host as _, HostError,
+    linux::{Hook, Slot},
     remote::{
         ConnectError, RemoteHost, enter, look,
         protocol::{FRAME_MAX, Hello, Reply, Request, VERSION, Welcome, frame, take},
     },
 };
 
-use super::*;
-use crate::{
-    sessions::{BURST, INTERVAL},
-    socket,
+use super::{
+    noting::{Note, Notebook, NotingHosts, Running, tree_at},
+    *,
 };
-
-#[derive(Debug, Clone, PartialEq)]
-enum Note {
-    Applied(usize),
-    Reverted,
-    /// By a process tree, with its slot.
-    TreeApplied(u32),
-    TreeReverted(u32),
-    Entered(PathBuf, u32),
-}
-
-#[derive(Clone, Default)]
-struct Notebook(Arc<Mutex<Vec<Note>>>);
-
-impl Notebook {
-    fn add(&self, note: Note) {
-        self.0.lock().unwrap().push(note);
-    }
-
-    fn read(&self) -> Vec<Note> {
-        self.0.lock().unwrap().clone()
-    }
-
-    async fn wait_for(&self, expected: &[Note]) {
-        for _ in 0..200 {
-            if self.read() == expected {
-                return;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-        assert_eq!(self.read(), expected);
-    }
-}
-
-/// Refuses an empty plan, cannot do two subnets, and applies all others; four keep this thread for a while.
-struct NotingHost(Notebook, Slot);
-
-/// How long an apply of four subnets takes.
-const SLOW: Duration = Duration::from_millis(1500);
-
-struct NotingHosts(Notebook);
-
-impl Hosts for NotingHosts {
-    type Host = NotingHost;
-
-    fn make(&self, slot: Slot, caller: u32) -> NotingHost {
-        assert_eq!(caller, std::process::id());
-        NotingHost(self.0.clone(), slot)
-    }
-
-    fn bridges(&self, _host: &NotingHost) -> watch::Receiver<Bridges> {
-        bridges()
-    }
-
-    fn enter(&self, cgroup: &Path, process: &Process) -> Result<(), HostError> {
-        self.0.add(Note::Entered(cgroup.into(), process.id()));
-        Ok(())
-    }
-}
-
-fn tree_at(slot: u32) -> PathBuf {
-    format!("/sys/fs/cgroup/tpx-tree-{slot}-0").into()
-}
-
-#[async_trait]
-impl Host for NotingHost {
-    type Handover = Handover;
-
-    async fn apply(&mut self, plan: &Plan) -> Result<Handover, HostError> {
-        match plan.steer.len() {
-            0 => return Err(HostError::Refused("nothing to steer".into())),
-            2 => return Err(HostError::Unsupported("this kernel has no BPF".into())),
-            4 => std::thread::sleep(SLOW),
-            _ => {}
-        }
-        let slot = self.1.index();
-        let tree = plan.scope.is_tree();
-        self.0.add(if tree { Note::TreeApplied(slot) } else { Note::Applied(plan.steer.len()) });
-        let layout = Layout {
-            slot,
-            scope: match &plan.scope {
-                Scope::Workstation => None,
-                Scope::Cgroup(path) => Some(path.clone()),
-                Scope::Tree => Some(tree_at(slot)),
-            },
-            vnet_hdr: true,
-            mtu: 1500,
-            express: true,
-            dns: vec![("10.9.8.7".parse().unwrap(), "246.246.255.53:53".parse().unwrap())],
-            unsteered_name_servers: vec![],
-            resolved: false,
-        };
-        let files = (0..layout.files()).map(|_| OwnedFd::from(File::open("/dev/null").unwrap())).collect();
-        Ok(Handover::from_fds(layout, files).unwrap())
-    }
-
-    async fn revert(&mut self) -> Result<(), HostError> {
-        let slot = self.1;
-        self.0.add(if slot == Slot::FIRST { Note::Reverted } else { Note::TreeReverted(slot.index()) });
-        Ok(())
-    }
-}
-
-struct Running {
-    directory: tempfile::TempDir,
-    notes: Notebook,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Running {
-    fn start(owner: u32, when_idle: bool) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let notes = Notebook::default();
-        let socket = socket::bind(&directory.path().join("s"), rustix::process::getuid().as_raw()).unwrap();
-        let service = Sessions::new(NotingHosts(notes.clone()), owner, None).staying(!when_idle);
-        let task = tokio::spawn(serve(socket, service, when_idle));
-        Self { directory, notes, task }
-    }
-
-    fn path(&self) -> PathBuf {
-        self.directory.path().join("s")
-    }
-}
-
-fn bridges() -> watch::Receiver<Bridges> {
-    let docker = Bridge { name: "docker0".into(), problem: None };
-    watch::Sender::new(Bridges { bridges: vec![docker], hook: Some(Hook::Tcx), problem: None }).subscribe()
-}
+use crate::{
+    conversation::Caller,
+    sessions::{BURST, INTERVAL},
+};
 
 fn me() -> u32 {
     rustix::process::getuid().as_raw()
@@ -288,14 +160,46 @@ async fn trees_are_entered_by_their_owner_and_by_path() {
 fn trees_are_entered_by_no_other_user() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let sessions = Sessions::new(NotingHosts(Notebook::default()), 0, None);
-    let process = Process::open(std::process::id()).unwrap();
     runtime.block_on(async {
-        sessions.claim(1, (1000, std::process::id()), &Scope::Tree).await.unwrap();
+        sessions.claim(1, &Caller { uid: 1000, pid: 7, process: None }, &Scope::Tree).await.unwrap();
         sessions.set_plan(1, tree(1), Some(&tree_at(1)));
     });
+    let now = std::time::Instant::now();
     for (uid, may) in [(1000, true), (0, true), (1001, false)] {
-        assert_eq!(sessions.enter(uid, &tree_at(1), &process).is_ok(), may, "{uid}");
+        assert_eq!(sessions.take_turn_to_enter(uid, &tree_at(1), now).is_ok(), may, "{uid}");
     }
+    // Not as often as one likes.
+    let waits = (0..BURST).map(|_| sessions.take_turn_to_enter(1000, &tree_at(1), now).unwrap());
+    assert!(waits.max().unwrap() >= INTERVAL);
+}
+
+#[tokio::test]
+async fn tables_are_those_of_the_own_session() {
+    let rootd = Running::start(me(), false);
+    let mut one = connect(&rootd.path()).await;
+    let e = one.tables().await.unwrap_err().to_string();
+    assert!(e.contains("no session"), "{e}");
+    one.apply(&tree(1)).await.unwrap();
+    let mut two = connect(&rootd.path()).await;
+    two.apply(&tree(1)).await.unwrap();
+    for (session, net) in [(&mut one, "10.1.0.0/16"), (&mut two, "10.2.0.0/16")] {
+        let tables = session.tables().await.unwrap();
+        assert_eq!(tables.rules[0].cidr.to_string(), net);
+    }
+}
+
+/// Open files that were sent and not taken are the sender's.
+#[tokio::test]
+async fn who_does_not_take_files_gets_no_more() {
+    let rootd = Running::start(me(), false);
+    let apply = frame(&Request::Apply(Box::new(plan(1)))).unwrap();
+    let silent = StdStream::connect(rootd.path()).unwrap();
+    (&silent).write_all(&[hello(), apply.clone(), apply.clone(), apply].concat()).unwrap();
+    rootd.notes.wait_for(&[Note::Applied(1)]).await;
+    // The next request is not even looked at, and the end is that of the session.
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(rootd.notes.read(), [Note::Applied(1), Note::Reverted]);
+    drop(silent);
 }
 
 #[tokio::test]

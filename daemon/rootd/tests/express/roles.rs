@@ -50,7 +50,9 @@ pub(crate) fn play(words: &[String]) -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let result = match words[..] {
         ["user", uid, socket, cgroup, scope] => user(uid, Path::new(socket), Path::new(cgroup), scope),
-        ["enter", uid, socket, tree, ref rest @ ..] => enter_tree(uid, Path::new(socket), Path::new(tree), rest),
+        ["enter", uid, socket, from, tree, ref rest @ ..] => {
+            enter_tree(uid, Path::new(socket), from, Path::new(tree), rest)
+        }
         ["app", cgroup, ref rest @ ..] => app(Path::new(cgroup), rest),
         _ => Err(anyhow::anyhow!("unknown role {words:?}")),
     };
@@ -191,8 +193,11 @@ fn app(cgroup: &Path, words: &[&str]) -> Result<()> {
     }
 }
 
-/// Enters a process tree from elsewhere in the run's own cgroup.
-fn enter_tree(uid: &str, socket: &Path, tree: &Path, words: &[&str]) -> Result<()> {
+/// Enters a process tree from the cgroup `from`; from where it was started, if that is empty.
+fn enter_tree(uid: &str, socket: &Path, from: &str, tree: &Path, words: &[&str]) -> Result<()> {
+    if !from.is_empty() {
+        fs::write(Path::new(from).join("cgroup.procs"), "0").context("cannot join the cgroup")?;
+    }
     become_user(uid.parse()?)?;
     event_loop()?.block_on(enter(socket, tree))?;
     match words {

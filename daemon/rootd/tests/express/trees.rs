@@ -19,8 +19,13 @@ fn tree(lab: &Lab) -> Result<(Process, String)> {
 
 /// A process that enters a tree: what it says first.
 fn enter(lab: &Lab, uid: u32, tree: &str, then: &[&str]) -> Result<Process> {
+    let around = cgroup();
+    enter_from(lab, uid, around.to_str().context("no text")?, tree, then)
+}
+
+fn enter_from(lab: &Lab, uid: u32, from: &str, tree: &str, then: &[&str]) -> Result<Process> {
     let (uid, socket) = (uid.to_string(), lab.socket());
-    role(&[&["enter", &uid, socket.to_str().context("no text")?, tree], then].concat())
+    role(&[&["enter", &uid, socket.to_str().context("no text")?, from, tree], then].concat())
 }
 
 /// Where a process is, below what the run has made.
@@ -72,8 +77,11 @@ pub(crate) fn who_enters(lab: &Lab) -> Result<()> {
     for path in [mine.to_str().context("no text")?, "/sys/fs/cgroup", "/etc/passwd", &format!("{tree}/../..")] {
         enter(lab, OWNER, path, &["connect", &to(80)])?.expect("no session of yours has a process tree at")?;
     }
+    // From the root of the machine's cgroups: who is not around the tree may be confined, and stays so.
+    enter_from(lab, OWNER, "", &tree, &["connect", &to(80)])?
+        .expect("it may be confined to another part of the machine")?;
     // Root may.
-    ok(&enter(lab, 0, &tree, &["connect", &to(80)])?.expect("ok ")?).map(drop)
+    ok(&enter_from(lab, 0, "", &tree, &["connect", &to(80)])?.expect("ok ")?).map(drop)
 }
 
 /// SIGTERM moves who is inside.

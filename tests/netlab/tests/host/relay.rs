@@ -161,12 +161,12 @@ impl Relay {
 
     /// What the maps hold.
     pub(crate) fn dump(&self) -> Result<MapsDump> {
-        Ok(self.maps.dump()?)
+        Ok(self.maps.dump()?.with(self.host.tables()?))
     }
 
     /// Prefixes in the rules' maps.
     pub(crate) fn rules(&self) -> Result<Vec<String>> {
-        Ok(self.maps.dump()?.rules.iter().map(|row| row.cidr.to_string()).collect())
+        Ok(self.host.tables()?.rules.iter().map(|row| row.cidr.to_string()).collect())
     }
 
     /// Reverts and stops.

@@ -135,12 +135,31 @@ pub(crate) fn cgroup_removed(world: &World) -> Result<()> {
     let brief = Plan { scope: Scope::Cgroup(group.clone()), ..plan(world) };
     fs::create_dir(&group)?;
     let mut relay = Relay::start(world, &brief)?;
+    let inside = |work: &dyn Fn() -> Result<()>| -> Result<()> {
+        fs::write(group.join("cgroup.procs"), "0")?;
+        let done = work();
+        fs::write(world.tree().join("in/cgroup.procs"), "0")?;
+        done
+    };
+    let reached = || app::ensure_echo(&app::connect(addr(V4))?, b"inside");
+    let untouched = || app::ensure_untouched(&app::stream_for(addr(V4))?, addr(V4));
+    inside(&reached)?;
     fs::remove_dir(&group)?;
-    app::ensure_untouched(&app::stream_for(addr(V4))?, addr(V4))?;
-    // Not there: the plan cannot be carried out, and says which.
-    let e = relay.apply(world, &brief).err().context("applied to nothing")?;
-    ensure!(e.to_string().contains("brief"), "{e}");
-    relay.stop(world)
+    untouched()?;
+    // Nobody is in it: there is nothing to do until it is there again.
+    drop(relay.apply(world, &brief)?);
+    untouched()?;
+    fs::create_dir(&group)?;
+    inside(&untouched).context("a directory of that name is not the one that had the hooks")?;
+    drop(relay.apply(world, &brief)?);
+    inside(&reached).context("made anew")?;
+    // As it was, it keeps its hooks.
+    drop(relay.apply(world, &brief)?);
+    inside(&reached)?;
+    untouched()?;
+    relay.stop(world)?;
+    fs::remove_dir(&group)?;
+    Ok(())
 }
 
 pub(crate) fn goes_back(world: &World) -> Result<()> {

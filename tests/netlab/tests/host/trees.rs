@@ -61,7 +61,7 @@ fn go_to(group: &Path) -> Result<()> {
 
 /// Does something inside a tree.
 fn inside<T>(world: &World, tree: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    enter(tree, &Process::open(std::process::id())?)?;
+    enter(tree, &Process::open(std::process::id())?, 0)?;
     let done = work();
     go_to(&world.tree().join("in"))?;
     done
@@ -301,7 +301,7 @@ pub(crate) fn beside_a_vpn(world: &World) -> Result<()> {
 
 fn in_tree(tree: &Path) -> Result<Child> {
     let child = Command::new("sleep").arg("1000").spawn()?;
-    enter(tree, &Process::open(child.id())?)?;
+    enter(tree, &Process::open(child.id())?, 0)?;
     Ok(child)
 }
 

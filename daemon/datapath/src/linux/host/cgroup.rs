@@ -4,7 +4,10 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io,
-    os::{fd::OwnedFd, unix::ffi::OsStringExt as _},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::ffi::OsStringExt as _,
+    },
     path::{Component, Path, PathBuf},
 };
 
@@ -20,6 +23,10 @@ pub(super) fn open(path: &Path) -> Result<(PathBuf, File), HostError> {
     let root = root().map_err(|e| system("find the root of the cgroup2 tree", e))?;
     let outside = || HostError::Refused(format!("{path:?} is not in the cgroup2 tree at {}", root.display()));
     let inside = path.strip_prefix(&root).map_err(|_| outside())?;
+    if inside.as_os_str().is_empty() {
+        // It would have a slot of its own beside the workstation's, and mark the sockets of all.
+        return Err(HostError::Refused(format!("{path:?} is the root of the cgroup2 tree: that is the workstation")));
+    }
     let group = beneath(&root, inside).map_err(|e| system(format!("open the cgroup {path:?}"), e))?;
     Ok((path.into(), group.into()))
 }
@@ -29,6 +36,11 @@ pub(super) fn open_root() -> Result<(PathBuf, File), HostError> {
     let root = root().map_err(|e| system("find the root of the cgroup2 tree", e))?;
     let group = beneath(&root, Path::new("")).map_err(|e| system(format!("open the cgroup {root:?}"), e))?;
     Ok((root, group.into()))
+}
+
+/// A cgroup's inode: no other one has it while the host is up.
+pub(super) fn inode(directory: &impl AsFd) -> Option<u64> {
+    rustix::fs::fstat(directory).ok().map(|stat| stat.st_ino)
 }
 
 /// The root of the cgroup2 tree, and the cgroup that a process is in, below it.

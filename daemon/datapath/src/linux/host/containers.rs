@@ -97,10 +97,14 @@ impl Containers {
     }
 
     async fn begin(&mut self, patterns: &[DevicePattern]) -> Result<(), HostError> {
+        // Whoever follows already must not hear of an older look after a newer one.
+        if let Some(follower) = self.follower.take() {
+            follower.abort();
+        }
         let mut links = Links::open()?;
         let bridges = links.bridges().await?;
         let mut serving = self.lock();
-        serving.prepare(&bridges)?;
+        serving.prepare()?;
         serving.patterns = patterns.to_vec();
         serving.see(&bridges);
         drop(serving);
@@ -165,7 +169,7 @@ async fn follow(mut links: Links, serving: Arc<Mutex<Serving>>) {
 
 impl Serving {
     /// Loads the programs and makes answers find their way, once.
-    fn prepare(&mut self, bridges: &[BridgeLink]) -> Result<(), HostError> {
+    fn prepare(&mut self) -> Result<(), HostError> {
         if self.answers.is_some() {
             return Ok(());
         }
@@ -177,14 +181,6 @@ impl Serving {
             }
         }
         if self.hook == Hook::Clsact {
-            // What a run left behind that was killed. Its device is gone: its filters let everything pass.
-            for bridge in bridges {
-                let swept = tc::remove_filters(bridge.index, preference(self.slot))
-                    .and_then(|found| if found { tc::remove_idle_clsact(bridge.index) } else { Ok(()) });
-                if let Err(e) = swept {
-                    tracing::debug!("filters of an earlier run stay on {}: {e}", bridge.name);
-                }
-            }
             qdisc_add_clsact(self.device).map_err(|e| failed("prepare the device for filters", &e))?;
         }
         self.answers = Some(attach(&mut bpf, program::TO_CONTAINER, self.device, self.hook, self.slot)?);
@@ -209,12 +205,14 @@ impl Serving {
             self.forget(&gone);
         }
         for (index, name) in wanted {
-            if let Some(known) = self.served.get_mut(&index) {
+            if let Some(known) = self.served.get_mut(&index).filter(|known| known.attached.is_ok()) {
                 name.clone_into(&mut known.name);
                 continue;
             }
             let attached = self.take_up(index, name).map_err(|e| e.to_string());
             match &attached {
+                // It is tried again at every change.
+                Err(_) if self.served.contains_key(&index) => {}
                 Ok(_) => tracing::info!("the containers of {name} are served ({})", self.hook),
                 Err(e) => tracing::warn!("the containers of {name} do not see the cluster: {e}"),
             }
@@ -256,6 +254,21 @@ impl Serving {
             let _ = stations.remove(&address);
         }
     }
+}
+
+/// Removes the filters that runs of these slots left behind which were killed. Their devices are gone: they let everything
+/// pass.
+pub(super) async fn sweep(slots: &[Slot]) -> Result<(), HostError> {
+    for bridge in Links::open()?.bridges().await? {
+        for slot in slots {
+            let swept = tc::remove_filters(bridge.index, preference(*slot))
+                .and_then(|found| if found { tc::remove_idle_clsact(bridge.index) } else { Ok(()) });
+            if let Err(e) = swept {
+                tracing::debug!("filters of an earlier run stay on {}: {e}", bridge.name);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A preference that only this slot uses, so that its filters can be told from all others. Scopes come before the

@@ -1,7 +1,8 @@
 //! The privileged half on Linux: makes the host look like a plan and takes everything back.
 //!
 //! All that is installed hangs on file descriptors (device, links, sockets), so the kernel removes it when the process
-//! dies. Policy rules do not; one that is left over leads to an empty table, and the next start sweeps it away.
+//! dies. Policy rules do not; one that is left over leads to an empty table. Nor do cgroups of process trees and, before
+//! Linux 6.6, filters on bridges. The next start sweeps them away.
 
 mod cgroup;
 mod containers;
@@ -19,6 +20,7 @@ mod programs;
 mod resolved;
 mod rules;
 mod sockets;
+mod tables;
 mod tc;
 mod tree;
 
@@ -28,6 +30,8 @@ use std::{
     net::IpAddr,
     os::fd::OwnedFd,
     path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -55,7 +59,12 @@ use self::{
     tree::Tree,
 };
 use super::{Bridges, DnsSockets, ExpressFiles, Feature, Handover, Hook};
-use crate::{Host, HostError};
+use crate::{Host, HostError, Tables};
+
+/// Bound on the routes of all tables of a slot.
+const ROUTES_MAX: usize = 4 * tpx_ebpf_abi::maps::RULES_MAX as usize;
+/// Longest that what was left behind is looked for: anybody can make cgroups that take long.
+const SWEEPING: Duration = Duration::from_secs(3);
 
 /// Does the privileged work in the network namespace of the calling thread. Needs CAP_NET_ADMIN, CAP_NET_RAW and a tokio
 /// runtime, CAP_BPF for the express lane, and CAP_NET_BIND_SERVICE to stand in for name servers without it.
@@ -64,7 +73,7 @@ use crate::{Host, HostError};
 #[derive(Debug)]
 pub struct LinuxHost {
     slot: Slot,
-    caller: u32,
+    caller: Option<Arc<Process>>,
     without: Vec<Feature>,
     bus: Option<String>,
     ahead: Option<Ahead>,
@@ -96,6 +105,8 @@ struct Group {
     scope: Scope,
     /// The cgroup, unless it is all of them.
     path: Option<PathBuf>,
+    /// Its inode, where tpx has not made it: one of that name may be made anew.
+    inode: Option<u64>,
     /// It was made for this.
     tree: Option<Tree>,
 }
@@ -124,7 +135,7 @@ impl LinuxHost {
     pub fn new(slot: Slot) -> Self {
         Self {
             slot,
-            caller: std::process::id(),
+            caller: None,
             without: Vec::new(),
             bus: None,
             ahead: None,
@@ -137,8 +148,8 @@ impl LinuxHost {
 
     /// Makes cgroups for process trees below that of another process than this one.
     #[must_use]
-    pub fn for_process(self, caller: u32) -> Self {
-        Self { caller, ..self }
+    pub fn for_process(self, caller: Arc<Process>) -> Self {
+        Self { caller: Some(caller), ..self }
     }
 
     /// Does as if the kernel lacked these features.
@@ -153,6 +164,16 @@ impl LinuxHost {
     #[must_use]
     pub fn bridges(&self) -> watch::Receiver<Bridges> {
         self.bridges.subscribe()
+    }
+
+    /// What stands in the programs' maps now; nothing where there are none.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn tables(&self) -> Result<Tables, HostError> {
+        let express = self.applied.as_ref().and_then(|applied| applied.express.as_ref());
+        let read = express.map(|express| express.programs.tables()).transpose();
+        Ok(read.map_err(|e| system("read the programs' maps", e))?.unwrap_or_default())
     }
 
     /// Looks for systemd-resolved at another D-Bus (an address as in `DBUS_SYSTEM_BUS_ADDRESS`) than the system's.
@@ -186,6 +207,9 @@ impl LinuxHost {
         // Whoever has the device has the slot: what else is there then was left behind.
         let device = Device::create(self.slot).await?;
         network.sweep(self.slot).await?;
+        if express && self.hook == Hook::Clsact {
+            containers::sweep(&[self.slot]).await?;
+        }
         let footprint = Footprint::of(self.slot);
         let ipv6 = device.has_ipv6();
         network.bring_up(&device, self.slot, ipv6).await?;
@@ -209,10 +233,10 @@ impl LinuxHost {
             ipv6,
             footprint,
             device,
-            group: Group { scope: Scope::Workstation, path: None, tree: None },
+            group: Group { scope: Scope::Workstation, path: None, inode: None, tree: None },
         };
         applied.converge(&network, self.slot, plan).await?;
-        applied.enlist(&plan.scope, self.slot, self.caller)?;
+        applied.enlist(&plan.scope, self.slot, self.caller.as_deref())?;
         applied.serve_containers(plan).await;
         Ok(applied)
     }
@@ -240,6 +264,7 @@ impl Host for LinuxHost {
 
     async fn apply(&mut self, plan: &Plan) -> Result<Handover, HostError> {
         plan.check().map_err(|e| HostError::Refused(e.to_string()))?;
+        few_routes(plan, self.slot)?;
         let Some(applied) = &mut self.applied else {
             let applied = self.install(plan).await?;
             let handover = applied.handover(plan, self.slot)?;
@@ -255,16 +280,16 @@ impl Host for LinuxHost {
             return Err(HostError::Refused(why.into()));
         }
         if *plan == applied.plan
-            && let Err(e) = applied.mend(self.slot, self.caller).await
+            && let Err(e) = applied.mend(self.slot, self.caller.as_deref()).await
         {
             self.revert().await?;
             return Err(e);
         }
         let network = Network::open()?;
         let changed = match applied.converge(&network, self.slot, plan).await {
-            Ok(()) => {
-                applied.rescope(&plan.scope, self.slot, self.caller).and_then(|()| applied.handover(plan, self.slot))
-            }
+            Ok(()) => applied
+                .rescope(&plan.scope, self.slot, self.caller.as_deref())
+                .and_then(|()| applied.handover(plan, self.slot)),
             Err(e) => Err(e),
         };
         match &changed {
@@ -276,7 +301,7 @@ impl Host for LinuxHost {
                 tracing::warn!("the plan could not be applied ({e}); going back to the one before");
                 let before = applied.plan.clone();
                 let back = applied.converge(&network, self.slot, &before).await;
-                if back.and_then(|()| applied.rescope(&before.scope, self.slot, self.caller)).is_err() {
+                if back.and_then(|()| applied.rescope(&before.scope, self.slot, self.caller.as_deref())).is_err() {
                     self.revert().await?;
                 }
             }
@@ -346,13 +371,13 @@ impl Applied {
     }
 
     /// Changes to another scope of the same kind.
-    fn rescope(&mut self, scope: &Scope, slot: Slot, caller: u32) -> Result<(), HostError> {
+    fn rescope(&mut self, scope: &Scope, slot: Slot, caller: Option<&Process>) -> Result<(), HostError> {
         if self.group.scope == *scope { Ok(()) } else { self.enlist(scope, slot, caller) }
     }
 
     /// Finds or makes the scope's cgroup and attaches the hooks, where there are some.
-    fn enlist(&mut self, scope: &Scope, slot: Slot, caller: u32) -> Result<(), HostError> {
-        let mut group = Group { scope: scope.clone(), path: None, tree: None };
+    fn enlist(&mut self, scope: &Scope, slot: Slot, caller: Option<&Process>) -> Result<(), HostError> {
+        let mut group = Group { scope: scope.clone(), path: None, inode: None, tree: None };
         if let Some(express) = &mut self.express {
             match scope {
                 Scope::Workstation => {
@@ -361,7 +386,8 @@ impl Applied {
                 }
                 Scope::Cgroup(path) => {
                     let (path, directory) = cgroup::open(path)?;
-                    express.programs.attach(&path, directory)?;
+                    express.programs.attach(&path, &directory)?;
+                    group.inode = cgroup::inode(&directory);
                     group.path = Some(path);
                 }
                 Scope::Tree => {
@@ -428,13 +454,6 @@ impl Express {
             held: maps.held,
             owners: maps.owners,
             bypass: maps.bypass,
-            rules4: maps.rules4,
-            rules6: maps.rules6,
-            deny4: maps.deny4,
-            deny6: maps.deny6,
-            deny_ports: maps.deny_ports,
-            names4: maps.names4,
-            names6: maps.names6,
             datagrams: self.datagrams.copies()?,
             targets: maps.targets,
             virtual4: maps.virtual4,
@@ -446,18 +465,31 @@ impl Express {
     }
 }
 
-/// Removes what killed daemons have left behind: policy rules of slots that nobody has, and process trees.
+/// Exceptions cut a subnet into many: a plan that is short enough can still mean millions of routes.
+fn few_routes(plan: &Plan, slot: Slot) -> Result<(), HostError> {
+    let routes = Desired::of(plan, slot, true).routes.len();
+    if routes <= ROUTES_MAX {
+        return Ok(());
+    }
+    Err(HostError::Refused(format!("the plan means {routes} routes, but at most {ROUTES_MAX} are possible")))
+}
+
+/// Removes what killed daemons have left behind: policy rules of slots that nobody has, filters on bridges, and process
+/// trees.
 ///
 /// # Errors
 /// [`HostError`]; what comes after the failed step is still there.
 pub async fn sweep() -> Result<(), HostError> {
     let network = Network::open()?;
+    let mut free = Vec::new();
     for slot in Slot::all() {
         if !network.has_device(slot).await {
             network.sweep(slot).await?;
+            free.push(slot);
         }
     }
-    match tree::sweep() {
+    containers::sweep(&free).await?;
+    match tree::sweep(Instant::now() + SWEEPING) {
         // Then there are no process trees either.
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(system("look for process trees of killed sessions", e)),
         _ => Ok(()),

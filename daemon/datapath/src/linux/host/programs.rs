@@ -11,7 +11,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, IterableMap as _, LpmTrie, Map, MapData, SockMap, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, SockMap, lpm_trie::Key},
     programs::{
         CgroupAttachMode, CgroupSock, CgroupSockAddr, SkLookup, SockOps, SocketFilter, cgroup_sock::CgroupSockLink,
         cgroup_sock_addr::CgroupSockAddrLink, sock_ops::SockOpsLink,
@@ -38,15 +38,15 @@ pub(super) struct Programs {
     hooks: Hooks,
     /// Whether they serve a process tree.
     tree: bool,
-    /// Whether connections have owners.
+    /// Whether connections are looked at when their addresses are known.
     owned: bool,
     bpf: Shared,
-    rules4: LpmTrie<MapData, [u8; 4], Rule>,
-    rules6: LpmTrie<MapData, [u8; 16], Rule>,
-    names4: Names<[u8; 4]>,
-    names6: Names<[u8; 16]>,
+    pub(super) rules4: LpmTrie<MapData, [u8; 4], Rule>,
+    pub(super) rules6: LpmTrie<MapData, [u8; 16], Rule>,
+    pub(super) names4: Names<[u8; 4]>,
+    pub(super) names6: Names<[u8; 16]>,
     senders: HashMap<MapData, [u32; 4], u8>,
-    denied: Denied,
+    pub(super) denied: Denied,
     _log: Option<Log>,
 }
 
@@ -70,24 +70,17 @@ impl Shared {
 }
 
 /// Both directions of the exchange of name servers.
-struct Names<K: aya::Pod> {
-    own: HashMap<MapData, K, K>,
+pub(super) struct Names<K: aya::Pod> {
+    pub(super) own: HashMap<MapData, K, K>,
     server: HashMap<MapData, K, K>,
 }
 
-/// Copies of the map files that the user daemon gets.
+/// Copies of the map files that the user daemon gets: all can be written to, so rules are not among them.
 pub(super) struct MapFiles {
     pub(super) syns: OwnedFd,
     pub(super) held: OwnedFd,
     pub(super) owners: OwnedFd,
     pub(super) bypass: OwnedFd,
-    pub(super) rules4: OwnedFd,
-    pub(super) rules6: OwnedFd,
-    pub(super) deny4: OwnedFd,
-    pub(super) deny6: OwnedFd,
-    pub(super) deny_ports: OwnedFd,
-    pub(super) names4: OwnedFd,
-    pub(super) names6: OwnedFd,
     pub(super) virtual4: OwnedFd,
     pub(super) virtual6: OwnedFd,
     pub(super) real4: OwnedFd,
@@ -161,7 +154,8 @@ impl Programs {
             let create: &mut CgroupSock = get(&mut bpf, program::SOCK_CREATE)?;
             create.load().map_err(|e| load_failed(program::SOCK_CREATE, &e))?;
         }
-        let owned = globals.pids.kind != Pids::Off;
+        // Without owners it still knows a tree's connections from sources that applications have chosen.
+        let owned = globals.tree || globals.pids.kind != Pids::Off;
         if owned {
             let owner: &mut SockOps = get(&mut bpf, program::OWNER)?;
             owner.load().map_err(|e| load_failed(program::OWNER, &e))?;
@@ -302,13 +296,6 @@ impl Programs {
             held: named(maps::HELD)?,
             owners: named(maps::OWNERS)?,
             bypass: named(maps::BYPASS)?,
-            rules4: copy(self.rules4.map())?,
-            rules6: copy(self.rules6.map())?,
-            deny4: copy(self.denied.nets4.map())?,
-            deny6: copy(self.denied.nets6.map())?,
-            deny_ports: copy(self.denied.ports.map())?,
-            names4: copy(self.names4.own.map())?,
-            names6: copy(self.names6.own.map())?,
             virtual4: named(maps::VIRTUAL4)?,
             virtual6: named(maps::VIRTUAL6)?,
             real4: named(maps::REAL4)?,

@@ -10,12 +10,13 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, mkdirat, openat, unlinkat},
+    fs::{AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, mkdirat, openat, unlinkat},
     io::Errno,
+    process::geteuid,
 };
 use tpx_ebpf_abi::slot::Slot;
 
@@ -45,9 +46,17 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Makes one for `slot` as a child of the cgroup that process `caller` is in.
-    pub(super) fn create(slot: Slot, caller: u32) -> Result<Self, HostError> {
-        let (root, inside) = cgroup::of_process(caller).map_err(|e| system("find the caller's cgroup", e))?;
+    /// Makes one for `slot` as a child of the cgroup that the process `caller` is in, else that of this process.
+    pub(super) fn create(slot: Slot, caller: Option<&Process>) -> Result<Self, HostError> {
+        let around = || {
+            let found = cgroup::of_process(caller.map_or_else(std::process::id, Process::id))?;
+            // What was read is another process's once this one has ended.
+            match caller.map(Process::is_alive).transpose()? {
+                Some(false) => Err(Errno::SRCH.into()),
+                _ => Ok(found),
+            }
+        };
+        let (root, inside) = around().map_err(|e| system("find the caller's cgroup", e))?;
         let around = root.join(&inside);
         let make = || -> io::Result<Self> {
             let parent = cgroup::beneath(&root, &inside)?;
@@ -58,9 +67,15 @@ impl Tree {
                     Err(Errno::EXIST) => continue,
                     made => made?,
                 }
-                let directory = open(parent.as_fd(), &name)?;
-                flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
-                return Ok(Self { path: around.join(&name), parent, name, directory });
+                let locked = open(parent.as_fd(), &name).and_then(|directory| {
+                    flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+                    Ok(directory)
+                });
+                match locked {
+                    Ok(directory) => return Ok(Self { path: around.join(&name), parent, name, directory }),
+                    // Anybody may open the directory, and lock it first.
+                    Err(_) => unlinkat(&parent, &name, AtFlags::REMOVEDIR)?,
+                }
             }
             Err(io::ErrorKind::AlreadyExists.into())
         };
@@ -84,44 +99,60 @@ impl Drop for Tree {
     }
 }
 
-/// Moves a process into the tree at `path`, which [`Tree::create`] has made.
+/// Moves a process of user `uid` into the tree at `path`, which [`Tree::create`] has made.
 ///
 /// # Errors
-/// [`HostError::Refused`] for any other path; [`HostError::System`] when the process is gone or the kernel says no.
-pub fn enter(path: &Path, process: &Process) -> Result<(), HostError> {
+/// [`HostError::Refused`] for any other path, or when the process is too far away from it; [`HostError::System`] when it is
+/// gone or the kernel says no.
+pub fn enter(path: &Path, process: &Process, uid: u32) -> Result<(), HostError> {
     if !is_ours(path.file_name().and_then(|name| name.to_str())) {
         return Err(HostError::Refused(format!("{path:?} is no process tree of tpx")));
     }
     let (_, directory) = cgroup::open(path)?;
-    let moved = || -> io::Result<()> {
-        if !process.is_alive()? {
-            return Err(Errno::SRCH.into());
-        }
-        add(directory.as_fd(), process.id())
-    };
-    moved().map_err(|e| system(format!("move process {} into {}", process.id(), path.display()), e))
+    let what = |e: io::Error| system(format!("move process {} into {}", process.id(), path.display()), e);
+    let (root, from) = cgroup::of_process(process.id()).map_err(what)?;
+    if !process.is_alive().map_err(what)? {
+        return Err(what(Errno::SRCH.into()));
+    }
+    if uid != 0 && !is_near(path.strip_prefix(&root).unwrap_or(path), &from, uid) {
+        let why = format!("process {} may not come into {}", process.id(), path.display());
+        return Err(HostError::Refused(format!("{why}: it may be confined to another part of the machine")));
+    }
+    add(directory.as_fd(), process.id()).map_err(what)
 }
 
-/// Removes the process trees that killed daemons have left behind, wherever they are. What cannot be removed is logged.
-pub(super) fn sweep() -> io::Result<()> {
+/// Whether a process in the cgroup `from` may come into the tree at `tree`, both below the root: it does not leave limits
+/// that somebody has put around it. It comes from around the tree, or both are the user's own session. The kernel's own rule
+/// (cgroup-v2.rst, "Delegation Containment") would ask for the right to write around both, which users lack.
+fn is_near(tree: &Path, from: &Path, uid: u32) -> bool {
+    let session = PathBuf::from(format!("user.slice/user-{uid}.slice"));
+    tree.parent().is_some_and(|around| from.starts_with(around))
+        || (tree.starts_with(&session) && from.starts_with(&session))
+}
+
+/// Removes the process trees that killed daemons have left behind, wherever they are, until it takes too long. What cannot be
+/// removed is logged.
+pub(super) fn sweep(until: Instant) -> io::Result<()> {
     let root = cgroup::root()?;
     let directory = openat(CWD, &root, DIRECTORY, Mode::empty())?;
     let mut left = DIRECTORIES;
-    sweep_in(directory.as_fd(), DEPTH, &mut left);
+    sweep_in(directory.as_fd(), DEPTH, &mut left, until);
     Ok(())
 }
 
-fn sweep_in(directory: BorrowedFd<'_>, depth: u32, left: &mut u32) {
+fn sweep_in(directory: BorrowedFd<'_>, depth: u32, left: &mut u32, until: Instant) {
     for name in children(directory).unwrap_or_default() {
-        if depth == 0 || *left == 0 {
+        if depth == 0 || *left == 0 || Instant::now() >= until {
             return;
         }
         *left -= 1;
         // One that has just gone needs no sweeping.
         let Ok(child) = open(directory, &name) else { continue };
         // What is inside goes first, so that a dead one around dead ones goes as well.
-        sweep_in(child.as_fd(), depth - 1, left);
-        if is_ours(Some(&name)) && is_dead(&child) {
+        sweep_in(child.as_fd(), depth - 1, left, until);
+        // What somebody else has made under such a name is theirs.
+        let made_here = fstat(&child).is_ok_and(|stat| stat.st_uid == geteuid().as_raw());
+        if made_here && is_ours(Some(&name)) && is_dead(&child) {
             match remove(directory, &name, directory, depth) {
                 Ok(()) => tracing::info!("removed the cgroup {name} of a session that was killed"),
                 Err(e) => tracing::warn!("cannot remove the cgroup {name} of a session that was killed: {e}"),
@@ -193,6 +224,10 @@ fn empty(directory: BorrowedFd<'_>, around: BorrowedFd<'_>) -> io::Result<()> {
     std::fs::File::from(procs).read_to_string(&mut list)?;
     // Processes of another PID namespace are listed as 0, which would mean this one.
     for pid in list.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0) {
+        // Its number may be somebody else's by now.
+        if !is_inside(pid, directory) {
+            continue;
+        }
         match add(around, pid) {
             // It has ended.
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
@@ -200,6 +235,12 @@ fn empty(directory: BorrowedFd<'_>, around: BorrowedFd<'_>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a process is in this very cgroup now.
+fn is_inside(pid: u32, directory: BorrowedFd<'_>) -> bool {
+    let now = cgroup::of_process(pid).and_then(|(root, inside)| cgroup::beneath(&root, &inside));
+    now.is_ok_and(|now| cgroup::inode(&now) == cgroup::inode(&directory))
 }
 
 fn add(directory: BorrowedFd<'_>, pid: u32) -> io::Result<()> {
@@ -245,13 +286,29 @@ mod tests {
     }
 
     #[test]
+    fn nobody_leaves_what_confines_him() {
+        let near = |tree: &str, from: &str| is_near(Path::new(tree), Path::new(from), 1000);
+        let own = "user.slice/user-1000.slice/session-2.scope/tpx-tree-1-0";
+        for from in
+            ["user.slice/user-1000.slice/session-2.scope", "user.slice/user-1000.slice/user@1000.service/app.slice"]
+        {
+            assert!(near(own, from), "{from}");
+        }
+        for from in ["system.slice/shop.service", "user.slice/user-1001.slice/session-3.scope", ""] {
+            assert!(!near(own, from), "{from}");
+        }
+        assert!(near("system.slice/ci.service/tpx-tree-1-0", "system.slice/ci.service/job"));
+        assert!(near("tpx-tree-1-0", "anywhere"));
+    }
+
+    #[test]
     fn nothing_but_a_tree_is_entered() {
         let me = Process::open(std::process::id()).unwrap();
         for path in ["/sys/fs/cgroup", "/", "relative", "/sys/fs/cgroup/user.slice"] {
-            assert!(matches!(enter(Path::new(path), &me), Err(HostError::Refused(_))), "{path}");
+            assert!(matches!(enter(Path::new(path), &me, 0), Err(HostError::Refused(_))), "{path}");
         }
         for path in ["/tmp/tpx-tree-1-0", "/sys/fs/cgroup/../tpx-tree-1-0"] {
-            assert!(enter(Path::new(path), &me).is_err(), "{path}");
+            assert!(enter(Path::new(path), &me, 0).is_err(), "{path}");
         }
     }
 }
