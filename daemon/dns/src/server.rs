@@ -1,10 +1,11 @@
 //! The server: what is shared by all sockets, and the road of one message.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -128,13 +129,6 @@ impl Server {
         bypass: Arc<dyn Bypass>,
         limits: Limits,
     ) -> Result<ServerHandle, StartError> {
-        for bound in &sockets {
-            for address in [bound.udp.local_addr()?, bound.tcp.local_addr()?] {
-                if address == bound.name_server && !bypass.escapes() {
-                    return Err(StartError::Loop(address));
-                }
-            }
-        }
         let shared = Arc::new(Shared {
             cluster: Cluster::new(resolver, limits.lookup_timeout, limits.cache_entries),
             policy,
@@ -146,13 +140,9 @@ impl Server {
             limits,
             counters: Counters::default(),
         });
-        let mut tasks = JoinSet::new();
-        for bound in sockets {
-            let upstream = Arc::new(Upstream::new(bound.name_server, limits.forward_sockets));
-            tasks.spawn(udp::serve(shared.clone(), bound.udp, upstream.clone()));
-            tasks.spawn(tcp::serve(shared.clone(), bound.tcp, upstream));
-        }
-        Ok(ServerHandle { shared, _tasks: tasks })
+        let handle = ServerHandle { shared, serving: Mutex::default() };
+        handle.serve(sockets)?;
+        Ok(handle)
     }
 }
 
@@ -160,10 +150,45 @@ impl Server {
 #[derive(Debug)]
 pub struct ServerHandle {
     shared: Arc<Shared>,
-    _tasks: JoinSet<()>,
+    /// What serves in place of which server.
+    serving: Mutex<Vec<(SocketAddr, JoinSet<()>)>>,
 }
 
 impl ServerHandle {
+    /// Serves these sockets and no others from now on. Those of a server that is served already are closed: the ones that
+    /// are there go on, with what they are doing.
+    ///
+    /// # Errors
+    /// As [`Server::start`]; then nothing has changed.
+    pub fn serve(&self, sockets: Vec<BoundSockets>) -> Result<(), StartError> {
+        for bound in &sockets {
+            for address in [bound.udp.local_addr()?, bound.tcp.local_addr()?] {
+                if address == bound.name_server && !self.shared.bypass.escapes() {
+                    return Err(StartError::Loop(address));
+                }
+            }
+        }
+        let mut serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before: BTreeMap<_, _> = serving.drain(..).collect();
+        for bound in sockets {
+            let tasks = before.remove(&bound.name_server).unwrap_or_else(|| {
+                let upstream = Arc::new(Upstream::new(bound.name_server, self.shared.limits.forward_sockets));
+                let mut tasks = JoinSet::new();
+                tasks.spawn(udp::serve(self.shared.clone(), bound.udp, upstream.clone()));
+                tasks.spawn(tcp::serve(self.shared.clone(), bound.tcp, upstream));
+                tasks
+            });
+            serving.push((bound.name_server, tasks));
+        }
+        Ok(())
+    }
+
+    /// The servers that are served in place of, in the order in which their sockets came.
+    pub fn name_servers(&self) -> Vec<SocketAddr> {
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        serving.iter().map(|(server, _)| *server).collect()
+    }
+
     /// What has been done so far.
     pub fn counts(&self) -> Counts {
         self.shared.counters.read()

@@ -12,7 +12,6 @@ use tonic::Code;
 use tpx_api::{Facts, MANAGER_PORT, VERSION, compatible, proto, proto::manager_client::ManagerClient};
 use tpx_core::{
     config::{Config, Partial},
-    dns::{ResolvConf, parse_resolv_conf},
     plan::Scope,
     policy::Policy,
     subnets,
@@ -42,7 +41,7 @@ use super::{
     logging,
     names::{Serving, Wanted},
     probe::Probe,
-    road,
+    resolv_conf, road,
     routing::Routing,
     session::{Open, Session, Visitor},
     status,
@@ -114,8 +113,7 @@ pub(crate) async fn connect(
     let mut chosen = choose(&config, &host, &scope)?;
 
     step("Steering the cluster's subnets into the tunnel".into());
-    let resolv = read_resolv_conf()?;
-    let name_servers: Vec<IpAddr> = resolv.name_servers.iter().map(|server| server.address).collect();
+    let resolv = resolv_conf::read()?;
     let network = Monitor::start().await.map_err(|e| {
         Failure::new(Kind::Host, format!("cannot read the host's routes: {e}"), "see the log that `tpx status` names")
     })?;
@@ -127,7 +125,7 @@ pub(crate) async fn connect(
     let mut routing = Routing {
         inputs: subnets::Inputs {
             api_server: cluster.addresses().await?,
-            name_servers: name_servers.clone(),
+            name_servers: resolv.name_servers.iter().map(|server| server.address).collect(),
             policy: config.routing(),
             scoped: scope.is_tree(),
             ..subnets::Inputs::default()
@@ -135,6 +133,7 @@ pub(crate) async fn connect(
         road: chosen.road,
         scope: scope.clone(),
         bridges: Vec::new(),
+        name_servers: resolv.name_servers.clone(),
         wanted: wanted.clone(),
         denials: (config.denials(), config.deny_with.value),
         facts: Arc::clone(&open.facts),
@@ -159,6 +158,7 @@ pub(crate) async fn connect(
     let handover = applied.map_err(|e| {
         Failure::new(Kind::Host, format!("the privileged daemon could not apply the plan: {e}"), "see its log")
     })?;
+    first.unanswered.clone_from(&handover.unsteered_name_servers);
     let tree = handover.scope.clone().filter(|_| scope == Scope::Tree);
     let (decided, decisions) = watch::channel(first.clone());
     let internal = |e: std::io::Error| Failure::internal(format!("cannot use the datapath's files: {e}"));
@@ -205,14 +205,14 @@ pub(crate) async fn connect(
         config,
         road_because: chosen.because,
         systemd_resolved: datapath.resolved,
-        unsteered_name_servers: datapath.unsteered_name_servers,
         scope: status::Scope::of(&scope, tree.as_deref(), params.container.as_deref()),
     };
-    let steered = first.plan.name_servers.iter().find(|ip| !identity.unsteered_name_servers.contains(ip)).copied();
+    let steered = first.plan.name_servers.iter().find(|ip| !first.unanswered.contains(ip)).copied();
     let mut connection = Connection::new(Parts {
         identity,
         host,
         routing,
+        resolv_conf: resolv,
         container: container.filter(Container::has_own_network),
         decided,
         network,
@@ -300,15 +300,6 @@ fn check_namespaces(facts: &Facts, namespace: &str, mapped: &[String]) -> Result
             format!("the cluster has no namespace {missing:?}"),
             "`kubectl get namespaces` lists them; choose with -n and --mapped-namespaces",
         )),
-    }
-}
-
-fn read_resolv_conf() -> Result<ResolvConf, Failure> {
-    match std::fs::read_to_string("/etc/resolv.conf") {
-        Ok(text) => Ok(parse_resolv_conf(&text)),
-        // resolv.conf(5): without the file, the name server of this machine is used.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(parse_resolv_conf("")),
-        Err(e) => Err(Failure::new(Kind::Host, format!("cannot read /etc/resolv.conf: {e}"), "make it readable")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A connection that is up: what it is made of, what can be asked of it, and how it ends.
 
-use std::{net::IpAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::{
     sync::{Mutex, watch},
@@ -9,6 +9,7 @@ use tokio::{
 use tpx_api::{Facts, VERSION};
 use tpx_core::{
     config::Config,
+    dns::ResolvConf,
     plan::{Road, Scope},
 };
 use tpx_datapath::{
@@ -23,12 +24,14 @@ use tpx_datapath::{
 use super::{
     addresses::Addresses,
     container::Container,
+    directory::Directory,
     flow_table::FlowTable,
     flows::FlowCounters,
     insight::Insight,
     lanes::Lanes,
     names::{Serving, Wanted},
-    routing::{Decided, Routing, follow},
+    resolv_conf,
+    routing::{Decided, News, Routing, follow},
     service_names::ServiceNames,
     session::Session,
     status::{self, Containers, Datapath, Kubernetes, Manager, Policy, RootDaemon, State, Status, Subnet, UserDaemon},
@@ -64,8 +67,6 @@ pub(crate) struct Identity {
     pub rootd_socket: PathBuf,
     /// What all layers of the configuration say.
     pub config: Arc<Config>,
-    /// Name servers that nothing could be put in front of.
-    pub unsteered_name_servers: Vec<IpAddr>,
     /// Whether systemd-resolved was told.
     pub systemd_resolved: bool,
     /// Why flows take the road that they take.
@@ -113,6 +114,8 @@ pub(crate) struct Parts {
     pub host: RemoteHost,
     /// What decides about subnets.
     pub routing: Routing,
+    /// The host's name servers as they were.
+    pub resolv_conf: ResolvConf,
     /// The container that the scope is.
     pub container: Option<Container>,
     /// What was decided first.
@@ -165,6 +168,7 @@ impl Connection {
             identity,
             host,
             routing,
+            resolv_conf,
             container,
             decided,
             network,
@@ -181,13 +185,21 @@ impl Connection {
         let (service_names, wanted) = (ServiceNames::new(names.cluster()), routing.wanted.clone());
         let host = Arc::new(Mutex::new(host));
         let now = decided.subscribe();
-        let (facts, changes, losses) = (session.facts.clone(), network.watch(), network.losses());
         let place = container.map(|container| {
             let (place, following) = container.follow(network.looks());
             tasks.carry(following);
             place
         });
-        let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, facts, changes, losses, place));
+        let news = News {
+            facts: session.facts.clone(),
+            network: network.watch(),
+            losses: network.losses(),
+            container: place,
+            directory: Directory::of(&routing.scope),
+            resolv_conf: resolv_conf::Following::from(resolv_conf),
+        };
+        let stand_in = names.stand_in();
+        let follower = tokio::spawn(follow(Arc::clone(&host), gone, routing, decided, news, stand_in));
         Self {
             identity,
             host,
@@ -383,7 +395,7 @@ impl Connection {
                 missing: id.missing.clone(),
                 problem: decided.problem.clone(),
             },
-            dns: self.names.status(&facts.cluster_domain, &id.unsteered_name_servers, id.systemd_resolved),
+            dns: self.names.status(&facts.cluster_domain, &decided.unanswered, id.systemd_resolved),
             flows: self.counters.read(),
             user_daemon: UserDaemon {
                 version: VERSION.into(),

@@ -23,8 +23,6 @@ pub(crate) struct Datapath {
     pub bypass: Bypass,
     /// Sockets that stand in for name servers.
     pub dns: Vec<DnsSockets>,
-    /// Name servers that nothing can be put in front of.
-    pub unsteered_name_servers: Vec<std::net::IpAddr>,
     /// Whether systemd-resolved was told.
     pub resolved: bool,
     /// The device lives as long as any copy of its file.
@@ -37,7 +35,7 @@ impl Datapath {
     /// # Errors
     /// When a file is not what it should be.
     pub(crate) fn open(handover: Handover) -> io::Result<Self> {
-        let Handover { device, vnet_hdr, mtu, express, dns, unsteered_name_servers, resolved, .. } = handover;
+        let Handover { device, vnet_hdr, mtu, express, dns, resolved, .. } = handover;
         let mut sources: Vec<(Way, Box<dyn FlowSource>)> = Vec::new();
         let (mut maps, mut translations, mut bypass) = (None, None, Bypass::by_device());
         if let Some(files) = express {
@@ -50,6 +48,6 @@ impl Datapath {
         }
         let mtu = u16::try_from(mtu).map_err(io::Error::other)?;
         sources.push((Way::Floor, Box::new(Floor::new(Tun::new(device.try_clone()?, vnet_hdr)?, mtu))));
-        Ok(Self { sources, translations, maps, bypass, dns, unsteered_name_servers, resolved, device })
+        Ok(Self { sources, translations, maps, bypass, dns, resolved, device })
     }
 }

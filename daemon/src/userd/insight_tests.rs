@@ -50,7 +50,13 @@ fn insight(road: Road) -> (Insight, Arc<OneService>) {
     };
     let subnets = Arc::new(decide(&inputs).unwrap());
     let plan = subnets.plan(plan::Scope::Workstation, road, &[]);
-    let (_, decided) = watch::channel(Decided { subnets, plan: plan.clone(), policy: Arc::default(), problem: None });
+    let (_, decided) = watch::channel(Decided {
+        subnets,
+        plan: plan.clone(),
+        policy: Arc::default(),
+        unanswered: Vec::new(),
+        problem: None,
+    });
     let vnat = Vnat::new("a cluster", RoutingPolicy::VIRTUAL4, RoutingPolicy::VIRTUAL6);
     let cluster = Arc::new(OneService::default());
     let insight = Insight {

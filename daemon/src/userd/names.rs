@@ -62,9 +62,8 @@ impl Wanted {
 
 /// A running name server. Ends when dropped.
 pub(crate) struct Serving {
-    server: ServerHandle,
+    server: Arc<ServerHandle>,
     policy: AbortHandle,
-    name_servers: Vec<String>,
     cluster: Arc<dyn ClusterResolver>,
 }
 
@@ -80,7 +79,6 @@ impl Serving {
     ) -> io::Result<Self> {
         let limits = Limits { lookup_timeout: wanted.config.lookup_timeout.value.0, ..Limits::default() };
         let bound = sockets.into_iter().map(|own| bind(own, name_servers)).collect::<io::Result<Vec<_>>>()?;
-        let shown = bound.iter().map(|bound| bound.name_server.ip().to_string()).collect();
         let mut facts = session.facts.clone();
         let first = wanted.policy(&facts.borrow_and_update());
         let (sender, receiver) = watch::channel(Arc::new(first));
@@ -95,7 +93,12 @@ impl Serving {
         let cluster = Arc::clone(&resolver);
         let server = Server::start(bound, receiver, resolver, Arc::new(addresses), Arc::new(Outside(bypass)), limits)
             .map_err(io::Error::other)?;
-        Ok(Self { server, policy: follower.abort_handle(), name_servers: shown, cluster })
+        Ok(Self { server: Arc::new(server), policy: follower.abort_handle(), cluster })
+    }
+
+    /// For whoever learns of other name servers.
+    pub(crate) fn stand_in(&self) -> StandIn {
+        StandIn(Arc::clone(&self.server))
     }
 
     /// The server without sockets, for questions that arrive as flows. Only the cluster's names are asked there.
@@ -112,7 +115,7 @@ impl Serving {
     pub(crate) fn status(&self, cluster_domain: &str, unanswered: &[IpAddr], systemd_resolved: bool) -> Dns {
         let counts = self.server.counts();
         Dns {
-            name_servers: self.name_servers.clone(),
+            name_servers: self.server.name_servers().iter().map(|server| server.ip().to_string()).collect(),
             unanswered: unanswered.iter().map(IpAddr::to_string).collect(),
             systemd_resolved,
             cluster_domain: cluster_domain.into(),
@@ -121,6 +124,17 @@ impl Serving {
             forwarded: counts.forwarded,
             failed: counts.failed,
         }
+    }
+}
+
+/// Stands in for other name servers than before.
+pub(crate) struct StandIn(Arc<ServerHandle>);
+
+impl StandIn {
+    /// Answers on `sockets` in place of `name_servers`, and nowhere else any more.
+    pub(crate) fn serve(&self, sockets: Vec<DnsSockets>, name_servers: &[NameServer]) -> io::Result<()> {
+        let bound = sockets.into_iter().map(|own| bind(own, name_servers)).collect::<io::Result<Vec<_>>>()?;
+        self.0.serve(bound).map_err(io::Error::other)
     }
 }
 

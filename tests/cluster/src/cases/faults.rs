@@ -221,16 +221,29 @@ fn cgroup() -> Result<()> {
     laptop::quit()?;
     let group = "/sys/fs/cgroup/tpx-test-scope";
     fs::create_dir(group)?;
-    let result = (|| {
-        sh(&format!("tpx connect -n emojivoto --scope cgroup:{group}"))?.success()?;
-        let inside = sh(&format!("echo 0 > {group}/cgroup.procs; exec curl -sS -m 10 http://web-app.emojivoto"))?;
-        ensure!(inside.success()?.contains("Emoji Vote"));
+    let inside = || -> Result<()> {
+        let page = sh(&format!("echo 0 > {group}/cgroup.procs; exec curl -sS -m 10 http://web-app.emojivoto"))?;
+        ensure!(page.success()?.contains("Emoji Vote"));
         Ok(())
-    })();
+    };
+    let problem = || Ok::<_, anyhow::Error>(laptop::status()?.context("it ended")?["datapath"]["problem"].clone());
+    let result = sh(&format!("tpx connect -n emojivoto --scope cgroup:{group}"))?.success().and_then(|_| inside());
     let removed = eventually(LONG, || Ok(fs::remove_dir(group)?));
     result.and(removed)?;
     own_traffic()?;
-    ensure!(laptop::status()?.is_some(), "the connection ended");
+    eventually(LONG, || {
+        let now = problem()?;
+        ensure!(now.as_str().is_some_and(|why| why.contains(group) && why.contains("gone")), "{now}");
+        Ok(())
+    })?;
+    // As when a service is restarted.
+    fs::create_dir(group)?;
+    let again = eventually(LONG, || {
+        ensure!(problem()?.is_null(), "{}", problem()?);
+        inside()
+    });
+    let removed = eventually(LONG, || Ok(fs::remove_dir(group)?));
+    again.and(removed)?;
     laptop::quit()?;
     residue::nothing_left()?;
     laptop::connect()?;

@@ -1,6 +1,7 @@
 //! A VPN that routes the cluster's addresses: both stay reachable, whatever comes first.
 
 use std::{
+    fs,
     net::IpAddr,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -28,6 +29,7 @@ pub(super) const CASES: &[Case] = &[
     ("vpn::that_owns_the_default_route", default_route),
     ("vpn::marks_of_others_are_left_alone", marks),
     ("vpn::never_inside_also_and_the_reverse", most_specific),
+    ("vpn::that_brings_a_name_server", name_server),
 ];
 
 const TITLE: &str = "<title>Emoji Vote</title>";
@@ -263,6 +265,62 @@ fn most_specific() -> Result<()> {
     ensure!(!to(&service.v4.to_string())?.contains("tpx0"), "a service that is never proxied");
     let other = cluster::service("default", "echo")?;
     ensure!(to(&other.v4.to_string())?.contains("tpx0"), "the others are");
+    laptop::quit()?;
+    residue::nothing_left()
+}
+
+/// resolv.conf as it was, when dropped.
+struct ResolvConf(String);
+
+impl ResolvConf {
+    const PATH: &str = "/etc/resolv.conf";
+
+    fn replace(text: &str) -> Result<Self> {
+        let before = fs::read_to_string(Self::PATH)?;
+        // As VPNs do it: another file takes its place.
+        fs::write("/etc/resolv.conf.new", text)?;
+        fs::rename("/etc/resolv.conf.new", Self::PATH)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for ResolvConf {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::PATH, &self.0);
+    }
+}
+
+/// It writes its name server into resolv.conf while connected.
+fn name_server() -> Result<()> {
+    laptop::connect_with(&[])?;
+    let servers = || -> Result<Vec<String>> {
+        let status = laptop::status()?.context("not connected")?;
+        ensure!(status["datapath"]["problem"].is_null(), "{status}");
+        Ok(serde_json::from_value(status["dns"]["name_servers"].clone())?)
+    };
+    let before = servers()?;
+    // Nobody answers there: what is answered is answered by tpx.
+    let vpn = ResolvConf::replace("nameserver 203.0.113.77\noptions timeout:1 attempts:1\n")?;
+    eventually(Duration::from_secs(10), || {
+        let now = servers()?;
+        ensure!(now.first().is_some_and(|first| first == "203.0.113.77"), "{now:?}");
+        // Who does not read the file again asks the old one.
+        ensure!(before.iter().all(|server| now.contains(server)), "{now:?} without {before:?}");
+        Ok(())
+    })?;
+    for server in ["203.0.113.77", &before[0]] {
+        let said = sh(&format!("dig +short +time=3 +tries=1 @{server} web-app.emojivoto"))?.success()?;
+        ensure!(said.trim().parse::<IpAddr>().is_ok(), "{server}: {said}");
+    }
+    ensure!(sh("curl -sS -m 10 http://web-app.emojivoto")?.success()?.contains(TITLE));
+    drop(vpn);
+    eventually(Duration::from_secs(10), || {
+        let now = servers()?;
+        ensure!(now.first() == before.first(), "{now:?}");
+        Ok(())
+    })?;
+    ensure!(sh("curl -sS -m 10 http://web-app.emojivoto")?.success()?.contains(TITLE));
+    ensure!(sh("curl -sS -m 10 http://www.internet.test/")?.success()?.contains("The Internet"));
     laptop::quit()?;
     residue::nothing_left()
 }
