@@ -2,11 +2,14 @@
 //! is.
 
 use aya_ebpf::{macros::cgroup_sock_addr, maps::lpm_trie::Key, programs::SockAddrContext};
-use tpx_ebpf_abi::{Counter, Road, Rule, decide, slot, v4_in};
+use tpx_ebpf_abi::{Counter, Road, Rule, decide, v4_in};
 
 use crate::{
     datagrams,
-    maps::{CHOOSERS, DATAGRAM_PORT, RULES4, RULES6, VIRTUAL4, VIRTUAL6, count, is_tree, member_mark, steer_mark},
+    maps::{
+        CHOOSERS, DATAGRAM_PORT, NAMES_PORT, RULES4, RULES6, VIRTUAL4, VIRTUAL6, count, is_tree, member_mark,
+        steer_mark,
+    },
     names, owner, policy,
     sys::{Call, found, mapped, refuse},
 };
@@ -65,7 +68,7 @@ fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
         road => {
             let exchange = road == Road::Name && names::may_exchange(call);
             leave(call);
-            if exchange { Some((own?, slot::DNS_PORT)) } else { None }
+            if exchange { Some((own?, NAMES_PORT.load())) } else { None }
         }
     }
 }
@@ -85,7 +88,7 @@ fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
         road => {
             let exchange = road == Road::Name && names::may_exchange(call);
             leave(call);
-            if exchange { Some((own?, slot::DNS_PORT)) } else { None }
+            if exchange { Some((own?, NAMES_PORT.load())) } else { None }
         }
     }
 }

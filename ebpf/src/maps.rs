@@ -32,6 +32,9 @@ static TREE: Global<u8> = Global::new(0);
 /// Port of the daemon's sockets that datagrams arrive at.
 #[unsafe(no_mangle)]
 pub(crate) static DATAGRAM_PORT: Global<u16> = Global::new(0);
+/// Port of the slot's own DNS addresses.
+#[unsafe(no_mangle)]
+pub(crate) static NAMES_PORT: Global<u16> = Global::new(0);
 /// Not zero: the kernel lets a program say what a refused call ends with.
 #[unsafe(no_mangle)]
 pub(crate) static RETVAL: Global<u32> = Global::new(0);

@@ -1,12 +1,12 @@
 //! sendmsg(), recvmsg() and getpeername(): addresses are exchanged on the way out and put back on the way in.
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use tpx_ebpf_abi::{Counter, Road, decide, slot, v4_in};
+use tpx_ebpf_abi::{Counter, Road, decide, v4_in};
 
 use crate::{
     connect::{join, rule4, rule6},
     datagrams,
-    maps::{DATAGRAM_PORT, REAL4, REAL6, count, steer_mark},
+    maps::{DATAGRAM_PORT, NAMES_PORT, REAL4, REAL6, count, steer_mark},
     names, policy,
     sys::{Call, found, mapped, refuse},
 };
@@ -76,7 +76,7 @@ pub(crate) fn getpeername6(ctx: SockAddrContext) -> i32 {
 fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
     let own = names::own4(call, ip);
     match decide(call.kind(), call.port(), own.is_some(), rule4(ip)) {
-        Road::Name if names::may_exchange(call) => Some((own?, slot::DNS_PORT)),
+        Road::Name if names::may_exchange(call) => Some((own?, NAMES_PORT.load())),
         Road::Encode => Some((datagrams::encode4(call, ip)?, DATAGRAM_PORT.load())),
         _ => {
             join(call);
@@ -90,7 +90,7 @@ fn towards4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
 fn towards6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
     let own = names::own6(call, ip);
     match decide(call.kind(), call.port(), own.is_some(), rule6(ip)) {
-        Road::Name if names::may_exchange(call) => Some((own?, slot::DNS_PORT)),
+        Road::Name if names::may_exchange(call) => Some((own?, NAMES_PORT.load())),
         Road::Encode => Some((datagrams::encode6(call, ip)?, DATAGRAM_PORT.load())),
         _ => {
             join(call);

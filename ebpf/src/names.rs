@@ -3,10 +3,10 @@
 //! The mapping is one to one and without state, so it holds for any mix of sockets and servers: connected or not,
 //! several servers behind one socket, IPv4-mapped addresses, servers on loopback addresses, UDP and TCP.
 
-use tpx_ebpf_abi::{Counter, DNS_PORT, slot};
+use tpx_ebpf_abi::{Counter, DNS_PORT};
 
 use crate::{
-    maps::{NAMES4, NAMES6, SERVERS4, SERVERS6, count},
+    maps::{NAMES_PORT, NAMES4, NAMES6, SERVERS4, SERVERS6, count},
     sys::{Call, found},
 };
 
@@ -36,14 +36,14 @@ pub(crate) fn may_exchange(call: &Call<'_>) -> bool {
 /// The name server that the address of a call stands for.
 #[inline(always)]
 pub(crate) fn server4(call: &Call<'_>, ip: [u8; 4]) -> Option<([u8; 4], u16)> {
-    let server = if call.port() == slot::DNS_PORT { found(SERVERS4.get_ptr(ip)) } else { None };
+    let server = if call.port() == NAMES_PORT.load() { found(SERVERS4.get_ptr(ip)) } else { None };
     answered(call, server?)
 }
 
 /// As [`server4`].
 #[inline(always)]
 pub(crate) fn server6(call: &Call<'_>, ip: [u8; 16]) -> Option<([u8; 16], u16)> {
-    let server = if call.port() == slot::DNS_PORT { found(SERVERS6.get_ptr(ip)) } else { None };
+    let server = if call.port() == NAMES_PORT.load() { found(SERVERS6.get_ptr(ip)) } else { None };
     answered(call, server?)
 }
 

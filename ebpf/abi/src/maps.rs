@@ -107,6 +107,8 @@ pub mod global {
     pub const TREE: &str = "TREE";
     /// `u16`: the port of the sockets that datagrams arrive at.
     pub const DATAGRAM_PORT: &str = "DATAGRAM_PORT";
+    /// `u16`: the port of the slot's own DNS addresses, one of [`DNS_PORTS`](crate::slot::DNS_PORTS).
+    pub const NAMES_PORT: &str = "NAMES_PORT";
     /// `u32`: not zero where a program may say what a refused call ends with (Linux 5.18); elsewhere it is EPERM.
     pub const RETVAL: &str = "RETVAL";
     /// `u32`: how processes are known, a [`Pids`](crate::Pids).

@@ -174,9 +174,10 @@ impl Slot {
     }
 }
 
-/// Port of tpx's own DNS addresses. Not 53: a name server of the laptop's own that listens on all addresses would have
-/// it, and binding it needs a capability more. The programs exchange the port together with the address.
-pub const DNS_PORT: u16 = 7053;
+/// Ports of tpx's own DNS addresses: the first that is free. Not 53: a name server of the laptop's own that listens on all
+/// addresses would have it, and binding it needs a capability more. More than one, since anybody may listen on all addresses.
+/// The programs exchange the port together with the address.
+pub const DNS_PORTS: [u16; 4] = [7053, 17_053, 27_053, 37_053];
 /// Name servers that one slot can stand in for.
 pub const NAMES: usize = 8;
 /// First address and prefix length of the IPv4 block that all own addresses come from: the top of the virtual subnet.

@@ -19,7 +19,7 @@ pub(crate) const KERNEL: &str = "linux-image-cloud-amd64";
 pub(crate) const KERNEL_SUITE: &str = "bookworm";
 
 /// Debian packages that are installed on the machine, with what they are for. None of them starts a service.
-pub(crate) const INSTALLED: [(&str, &str); 19] = [
+pub(crate) const INSTALLED: [(&str, &str); 20] = [
     ("bind9-dnsutils", "dig, for tests of names"),
     ("bpftool", "an independent view of the kernel's maps"),
     ("binutils", "smaller programs for the emulated machine"),
@@ -39,6 +39,7 @@ pub(crate) const INSTALLED: [(&str, &str); 19] = [
     ("qemu-system-x86", "an older kernel, emulated"),
     ("strace", "tests that end a program at one of its system calls"),
     ("sudo", "starting the privileged daemon as a user"),
+    ("systemd", "a test of the unit file; nothing of it runs"),
 ];
 
 /// Debian packages that are unpacked into the cache: installed, some of them would start services.

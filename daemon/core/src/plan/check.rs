@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tpx_ebpf_abi::{BLOCK4, BLOCK6, may_send4, may_send6, slot};
 
 use super::{Plan, ResolverLink, Road, Scope};
-use crate::dns::Name;
+use crate::{cidr, dns::Name};
 
 /// Why a plan is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +37,9 @@ pub enum PlanError {
         /// The shortest prefix of its family.
         shortest: u8,
     },
+    /// Together they come close to a default route.
+    #[error("the subnets hold more than an eighth of all IPv{0} addresses")]
+    TooMuch(u8),
     /// It touches addresses that must not be steered.
     #[error("{net} touches {what} ({reserved})")]
     Reserved {
@@ -131,6 +134,7 @@ impl Plan {
         for net in self.steer.iter().chain(&self.virtual_subnets).chain(&self.hidden) {
             may_be_steered(net)?;
         }
+        few_addresses(&[&self.steer[..], &self.virtual_subnets].concat())?;
         let mut seen = BTreeSet::new();
         for server in &self.name_servers {
             may_be_name_server(*server)?;
@@ -208,6 +212,23 @@ impl ResolverLink {
 fn is_domain(text: &str) -> bool {
     let plain = |label: &[u8]| label.iter().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(b));
     text.parse::<Name>().is_ok_and(|name| !name.is_empty() && name.labels().all(plain))
+}
+
+/// Many wide subnets are as good as a default route.
+fn few_addresses(nets: &[IpNet]) -> Result<(), PlanError> {
+    // In units of the narrowest subnet that counts: /32 and /64.
+    let (mut four, mut six) = (0_u128, 0_u128);
+    for net in cidr::subtract(nets, &[]) {
+        match net {
+            IpNet::V4(net) => four += 1 << (32 - net.prefix_len()),
+            IpNet::V6(net) => six += 1 << 64_u8.saturating_sub(net.prefix_len()),
+        }
+    }
+    match (four > 1 << 29, six > 1 << 61) {
+        (true, _) => Err(PlanError::TooMuch(4)),
+        (_, true) => Err(PlanError::TooMuch(6)),
+        (false, false) => Ok(()),
+    }
 }
 
 fn check_containers(addresses: &[IpAddr]) -> Result<(), PlanError> {
@@ -387,6 +408,18 @@ mod tests {
         for odd in ["", ".", "a..b", "a b", "~svc", "ü.example", &"a".repeat(64)] {
             assert_eq!(link(&own, odd), Err(PlanError::Domain(odd.into())), "{odd}");
         }
+    }
+
+    #[test]
+    fn many_wide_subnets_are_no_way_around() {
+        let wide = |first: u8, last: u8| (first..=last).map(|a| format!("{a}.0.0.0/8").parse().unwrap()).collect();
+        assert_eq!(Plan { steer: wide(1, 32), ..Plan::default() }.check(), Ok(()));
+        assert_eq!(Plan { steer: wide(1, 33), ..Plan::default() }.check(), Err(PlanError::TooMuch(4)));
+        let six = (0x2000..0x4001).map(|a| format!("{a:x}::/16").parse().unwrap()).collect();
+        assert_eq!(Plan { steer: six, ..Plan::default() }.check(), Err(PlanError::TooMuch(6)));
+        // Single addresses are no subnets.
+        let many = (0..10_000).map(|n| format!("fd96::{n:x}/128").parse().unwrap()).collect();
+        assert_eq!(Plan { steer: many, ..Plan::default() }.check(), Ok(()));
     }
 
     #[test]

@@ -19,12 +19,21 @@ pub enum Feature {
     Tcx,
     /// The error that a refused call ends with.
     SetRetval,
+    /// The name that sockets have for their network namespace.
+    NetnsCookie,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::ConnectHooks, Self::SkLookup, Self::SocketFilter, Self::UserMaps, Self::Tcx, Self::SetRetval];
+    pub const ALL: [Self; 7] = [
+        Self::ConnectHooks,
+        Self::SkLookup,
+        Self::SocketFilter,
+        Self::UserMaps,
+        Self::Tcx,
+        Self::SetRetval,
+        Self::NetnsCookie,
+    ];
 
     /// One word.
     #[must_use]
@@ -36,6 +45,7 @@ impl Feature {
             Self::UserMaps => "user_maps",
             Self::Tcx => "tcx",
             Self::SetRetval => "set_retval",
+            Self::NetnsCookie => "netns_cookie",
         }
     }
 
@@ -49,6 +59,7 @@ impl Feature {
             Self::UserMaps => "maps for users without privilege (Linux 5.19, or kernel.unprivileged_bpf_disabled=0)",
             Self::Tcx => "TCX (Linux 6.6)",
             Self::SetRetval => "bpf_set_retval (Linux 5.18)",
+            Self::NetnsCookie => "cookies of network namespaces (SO_NETNS_COOKIE, Linux 5.14)",
         }
     }
 
@@ -67,7 +78,7 @@ impl Feature {
     #[must_use]
     pub const fn is_needed(self, uid: u32) -> bool {
         match self {
-            Self::ConnectHooks | Self::SkLookup | Self::SocketFilter => true,
+            Self::ConnectHooks | Self::SkLookup | Self::SocketFilter | Self::NetnsCookie => true,
             Self::UserMaps => uid != 0,
             Self::Tcx | Self::SetRetval => false,
         }
@@ -111,7 +122,7 @@ mod tests {
     #[test]
     fn root_needs_no_leave_to_use_maps() {
         let needed = |uid| Feature::ALL.map(|f| f.is_needed(uid));
-        assert_eq!(needed(1000), [true, true, true, true, false, false]);
-        assert_eq!(needed(0), [true, true, true, false, false, false]);
+        assert_eq!(needed(1000), [true, true, true, true, false, false, true]);
+        assert_eq!(needed(0), [true, true, true, false, false, false, true]);
     }
 }

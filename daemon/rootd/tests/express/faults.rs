@@ -31,17 +31,18 @@ const STEPS: [(&str, usize); 9] = [
 
 pub(crate) fn at_each_step(lab: &Lab) -> Result<()> {
     let counts = count(lab)?;
-    let mut points = 0;
+    let (mut points, mut killed) = (0, 0);
     for (call, most) in STEPS {
         let total = *counts.get(call).with_context(|| format!("a session has no {call}: {counts:?}"))?;
         let stride = total.div_ceil(most);
         for nth in (1..=total).step_by(stride) {
-            die(lab, call, nth).with_context(|| format!("killed at {call} {nth} of {total}"))?;
-            points += 1;
+            let hit = die(lab, call, nth).with_context(|| format!("killed at {call} {nth} of {total}"))?;
+            (points, killed) = (points + 1, killed + usize::from(hit));
         }
     }
     // What the loop is worth: a session has hundreds of steps.
     ensure!(points >= 40, "only {points} points in {counts:?}");
+    ensure!(killed * 4 >= points * 3, "only {killed} of {points} times it was killed");
     Ok(())
 }
 
@@ -61,8 +62,8 @@ fn count(lab: &Lab) -> Result<BTreeMap<String, usize>> {
     Ok(counts)
 }
 
-/// A session whose tpx-rootd is killed at a call's `nth` time.
-fn die(lab: &Lab, call: &str, nth: usize) -> Result<()> {
+/// A session whose tpx-rootd is killed at a call's `nth` time; whether it was.
+fn die(lab: &Lab, call: &str, nth: usize) -> Result<bool> {
     let inject = format!("inject={call}:signal=KILL:when={nth}");
     let mut rootd = traced(lab, &["-o", "/dev/null", "-e", &inject])?;
     if rootd.expect("serving user").is_ok() {
@@ -71,7 +72,8 @@ fn die(lab: &Lab, call: &str, nth: usize) -> Result<()> {
     }
     let status = rootd.ended()?;
     // Threads share the calls in one way or another: the last ones are not met each time.
-    ensure!(status.signal() == Some(Signal::KILL.as_raw()) || status.success(), "{status}");
+    let killed = status.signal() == Some(Signal::KILL.as_raw());
+    ensure!(killed || status.success(), "{status}");
     eventually("nothing with an effect is left", || {
         let left = active().map_err(|e| e.to_string())? + &programs().map_err(|e| e.to_string())?;
         if left.is_empty() { Ok(()) } else { Err(left) }
@@ -79,7 +81,8 @@ fn die(lab: &Lab, call: &str, nth: usize) -> Result<()> {
     fails(&to(80), Errno::NETUNREACH)?;
     fails(&to6(80), Errno::NETUNREACH)?;
     let (_rootd, _user) = lab.both().context("the next one")?;
-    ok(&app(&["connect", &to(80)])?).map(drop)
+    ok(&app(&["connect", &to(80)])?)?;
+    Ok(killed)
 }
 
 /// A user daemon comes, an application connects, both go.

@@ -12,7 +12,7 @@ use tpx_datapath::{
 };
 use tpx_ebpf_abi::{
     mark,
-    slot::{DNS_PORT, NAMES},
+    slot::{DNS_PORTS, NAMES},
 };
 use tpx_netlab::World;
 
@@ -171,7 +171,7 @@ pub(crate) fn goes_back(world: &World) -> Result<()> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
         socket.set_freebind_v4(true)?;
         let own = Slot::FIRST.dns4(nth).context("an address")?;
-        socket.bind(&std::net::SocketAddr::from((own, DNS_PORT)).into())?;
+        socket.bind(&std::net::SocketAddr::from((own, DNS_PORTS[0])).into())?;
         taken.push(socket);
     }
     let mut other = plan(world);
@@ -208,7 +208,16 @@ pub(crate) fn failing(world: &World) -> Result<()> {
     try_it("no such cgroup", &scoped(Scope::Cgroup(world.tree().join("nowhere"))))?;
     try_it("no cgroup", &scoped(Scope::Cgroup("/mnt".into())))?;
     try_it("a default route", &Plan { steer: vec!["::/0".parse()?], ..plan(world) })?;
-    let taken = UdpSocket::bind(("0.0.0.0", DNS_PORT))?;
+    // Anybody may have one of the ports that questions arrive at, at all addresses.
+    let mut taken = vec![UdpSocket::bind(("0.0.0.0", DNS_PORTS[0]))?];
+    let mut host = LinuxHost::new(Slot::FIRST);
+    let handover = world.block_on(host.apply(&plan(world)))?;
+    ensure!(handover.dns.iter().all(|sockets| sockets.address.port() == DNS_PORTS[1]), "{:?}", handover.dns);
+    drop(handover);
+    world.block_on(host.revert())?;
+    for port in &DNS_PORTS[1..] {
+        taken.push(UdpSocket::bind(("0.0.0.0", *port))?);
+    }
     let before_taken = world.residue()?;
     ensure!(world.block_on(LinuxHost::new(Slot::FIRST).apply(&plan(world))).is_err());
     settled(world, &before_taken).context("the port is taken")?;

@@ -119,6 +119,8 @@ struct Express {
     listeners: [OwnedFd; 2],
     raws: [OwnedFd; 2],
     datagrams: Datagrams,
+    /// Port of the addresses that stand for name servers.
+    names_port: u16,
 }
 
 /// What maps and tables hold now.
@@ -248,13 +250,14 @@ impl LinuxHost {
         let names_errors = !self.without.contains(&Feature::SetRetval) && probe::has(Feature::SetRetval);
         let (slot, device, port) = (self.slot, device.index, datagrams.port);
         let (tree, of_senders) = (scope.is_tree(), scope.is_containers());
-        let globals = Globals { slot, tree, device, port, pids, names_errors, outlives, of_senders };
+        let names_port = sockets::free_names_port(self.slot, ipv6)?;
+        let globals = Globals { slot, tree, device, port, names_port, pids, names_errors, outlives, of_senders };
         let mut programs = Programs::load(globals, self.ahead.take())?;
         datagrams.register(&mut programs)?;
         let listeners = sockets::listeners(self.slot, ipv6, &mut programs)?;
         let raws = sockets::raws(self.slot, ipv6)?;
         let containers = Containers::new(programs.shared(), self.hook, self.slot, self.bridges.clone());
-        Ok(Express { containers, programs, listeners, raws, datagrams })
+        Ok(Express { containers, programs, listeners, raws, datagrams, names_port })
     }
 }
 

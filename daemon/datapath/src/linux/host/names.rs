@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use tpx_ebpf_abi::slot::{DNS_PORT, NAMES, Slot};
+use tpx_ebpf_abi::slot::{NAMES, Slot};
 
 use super::{
     Applied,
@@ -63,7 +63,7 @@ impl Applied {
                 break;
             };
             network.add_address(&self.device, own).await?;
-            let made = sockets::dns(server, SocketAddr::new(own, DNS_PORT))
+            let made = sockets::dns(server, SocketAddr::new(own, express.names_port))
                 .and_then(|sockets| express.programs.set_name(server, own).map(|()| sockets));
             match made {
                 Ok(sockets) => {

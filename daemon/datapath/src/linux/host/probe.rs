@@ -11,7 +11,7 @@ use aya::{
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use super::cgroup;
-use crate::linux::Feature;
+use crate::linux::{Feature, sys};
 
 /// The object file with the kernel programs; else why there is none.
 #[cfg(express_lane)]
@@ -90,6 +90,9 @@ pub(super) fn has(feature: Feature) -> bool {
         Feature::SetRetval => {
             is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).unwrap_or(false)
         }
+        Feature::NetnsCookie => std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))
+            .and_then(|socket| sys::netns_cookie(&socket))
+            .is_ok(),
         Feature::Tcx => KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)),
     }
 }

@@ -105,6 +105,8 @@ pub(super) struct Globals {
     pub(super) device: u32,
     /// Where datagrams arrive.
     pub(super) port: u16,
+    /// Where questions for names arrive.
+    pub(super) names_port: u16,
     /// Whose numbers processes have.
     pub(super) pids: PidNamespace,
     /// Whether a hook may say which error a refused call ends with; elsewhere it is EPERM.
@@ -334,7 +336,7 @@ fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostErr
     let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|e| system("open a socket", e.into()))?;
     let cookie = sys::netns_cookie(&any).map_err(|e| system("read the network namespace's cookie", e))?;
-    let Globals { slot, tree, device, port, pids, names_errors, outlives, of_senders } = globals;
+    let Globals { slot, tree, device, port, names_port, pids, names_errors, outlives, of_senders } = globals;
     let (index, tree, kind) = (slot.index(), u8::from(tree), pids.kind as u32);
     let (retval, outlives, of_senders) = (u32::from(names_errors), u32::from(outlives), u32::from(of_senders));
     // It borrows what is above from here on.
@@ -345,6 +347,7 @@ fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostErr
         .override_global(maps::global::SLOT, &index, true)
         .override_global(maps::global::TREE, &tree, true)
         .override_global(maps::global::DATAGRAM_PORT, &port, true)
+        .override_global(maps::global::NAMES_PORT, &names_port, true)
         .override_global(maps::global::RETVAL, &retval, true)
         .override_global(maps::global::PIDS, &kind, true)
         .override_global(maps::global::PID_DEVICE, &pids.device, true)

@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tpx_ebpf_abi::{
     maps::{DATAGRAMS4, DATAGRAMS6, LISTENER4, LISTENER6},
     mark,
-    slot::Slot,
+    slot::{DNS_PORTS, NAMES, Slot},
 };
 
 use super::{programs::Programs, system};
@@ -144,6 +144,39 @@ pub(super) fn dns(name_server: IpAddr, address: SocketAddr) -> Result<DnsSockets
         // the port as well.
         if kind == Type::STREAM { socket.set_reuse_address(true) } else { Ok(()) }
     })
+}
+
+/// The first port that nobody has taken at all of the host's addresses.
+///
+/// # Errors
+/// When somebody has them all.
+pub(super) fn free_names_port(slot: Slot, ipv6: bool) -> Result<u16, HostError> {
+    // The last to be used, so that nothing of a datapath before is there.
+    let own = [slot.dns4(NAMES - 1).map(IpAddr::V4), slot.dns6(NAMES - 1).map(IpAddr::V6).filter(|_| ipv6)];
+    let bind = |address: SocketAddr, kind: Type| -> io::Result<()> {
+        let socket = Socket::new(Domain::for_address(address), kind, None)?;
+        if address.is_ipv4() {
+            socket.set_freebind_v4(true)?
+        } else {
+            socket.set_freebind_v6(true)?
+        }
+        if kind == Type::STREAM {
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&SockAddr::from(address))
+    };
+    let take = |port: u16| {
+        let addresses = own.iter().flatten().map(|ip| SocketAddr::new(*ip, port));
+        addresses.flat_map(|a| [(a, Type::DGRAM), (a, Type::STREAM)]).try_for_each(|(a, kind)| bind(a, kind))
+    };
+    let mut last = io::ErrorKind::AddrInUse.into();
+    for port in DNS_PORTS {
+        match take(port) {
+            Ok(()) => return Ok(port),
+            Err(e) => last = e,
+        }
+    }
+    Err(system(format!("find a port for names ({DNS_PORTS:?})"), last))
 }
 
 /// The same at the name server's own address, which this host does not have. Needs CAP_NET_BIND_SERVICE.
