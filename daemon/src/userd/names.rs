@@ -173,7 +173,7 @@ struct Outside(Bypass);
 
 impl tpx_dns::Bypass for Outside {
     fn exempt(&self, socket: &Socket, server: SocketAddr) -> io::Result<()> {
-        self.0.exempt(socket, server.ip())
+        self.0.exempt(socket, server)
     }
 }
 
