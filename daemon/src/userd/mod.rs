@@ -8,6 +8,8 @@ mod connection;
 mod container;
 mod datagrams;
 mod datapath;
+#[cfg(test)]
+mod fake_manager;
 mod flow_table;
 mod flows;
 mod insight;
