@@ -342,7 +342,7 @@ impl Connection {
         let decided = self.decided.borrow();
         Status {
             name: id.name.clone(),
-            state: if self.lanes.is_up() { State::Connected } else { State::Reconnecting },
+            state: State::of(self.lanes.is_up(), self.session.problem.borrow().is_none()),
             scope: match (&id.scope, &decided.plan.scope) {
                 (status::Scope::Container { name, .. }, Scope::Containers(addresses)) => {
                     status::Scope::Container { name: name.clone(), addresses: addresses.clone() }
@@ -357,6 +357,7 @@ impl Connection {
                 version: id.manager_version.clone(),
                 carrier: id.carrier.clone(),
                 session: self.session.id.borrow().clone(),
+                problem: self.session.problem.borrow().clone(),
             },
             datapath: Datapath {
                 road: if decided.plan.road == Road::Tun { "tun" } else { "ebpf" }.into(),
