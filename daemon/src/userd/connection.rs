@@ -309,6 +309,7 @@ impl Connection {
             policy: self.wanted.policy(&facts),
             cluster_domain: facts.cluster_domain.clone(),
             names: self.service_names.clone(),
+            asker: (*self.scope() != status::Scope::Workstation).then(|| self.names.usual_asker()),
             flows: self.table.clone(),
         }
     }

@@ -65,7 +65,7 @@ impl Wanted {
 pub(crate) struct Serving {
     server: ServerHandle,
     policy: AbortHandle,
-    name_servers: Vec<String>,
+    name_servers: Vec<SocketAddr>,
     cluster: Arc<dyn ClusterResolver>,
 }
 
@@ -81,7 +81,7 @@ impl Serving {
     ) -> io::Result<Self> {
         let limits = Limits { lookup_timeout: wanted.config.lookup_timeout.value.0, ..Limits::default() };
         let bound = sockets.into_iter().map(|own| bind(own, name_servers)).collect::<io::Result<Vec<_>>>()?;
-        let shown = bound.iter().map(|bound| bound.name_server.ip().to_string()).collect();
+        let shown = bound.iter().map(|bound| bound.name_server).collect();
         let mut facts = session.facts.clone();
         let first = wanted.policy(&facts.borrow_and_update());
         let (sender, receiver) = watch::channel(Arc::new(first));
@@ -104,6 +104,11 @@ impl Serving {
         self.server.asker(None)
     }
 
+    /// The server as processes ask it that see the cluster: what is not the cluster's goes to the first name server.
+    pub(crate) fn usual_asker(&self) -> Asker {
+        self.server.asker(self.name_servers.first().copied())
+    }
+
     /// The cluster's own name server.
     pub(crate) fn cluster(&self) -> Arc<dyn ClusterResolver> {
         Arc::clone(&self.cluster)
@@ -113,7 +118,7 @@ impl Serving {
     pub(crate) fn status(&self, cluster_domain: &str, unanswered: &[IpAddr], systemd_resolved: bool) -> Dns {
         let counts = self.server.counts();
         Dns {
-            name_servers: self.name_servers.clone(),
+            name_servers: self.name_servers.iter().map(|server| server.ip().to_string()).collect(),
             unanswered: unanswered.iter().map(IpAddr::to_string).collect(),
             systemd_resolved,
             cluster_domain: cluster_domain.into(),
