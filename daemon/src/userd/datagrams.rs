@@ -138,10 +138,16 @@ mod tests {
     };
 
     use bytes::Bytes;
-    use tokio::sync::mpsc;
-    use tpx_datapath::EchoReturn;
+    use tokio::{
+        sync::{mpsc, oneshot},
+        time::timeout,
+    };
+    use tpx_datapath::{DatagramReturn, EchoReturn};
 
-    use super::*;
+    use super::{
+        super::fake_manager::{FakeManager, target},
+        *,
+    };
 
     #[test]
     fn an_answer_finds_its_request_and_the_oldest_make_room() {
@@ -180,5 +186,55 @@ mod tests {
         refuse_echoes(flow, DialFailure::Prohibited);
         assert_eq!(*heard.0.lock().unwrap(), [1, 2].map(|sequence| (sequence, DialFailure::Prohibited)));
         assert!(ask.is_closed(), "the next request would be refused for the same reason, whatever has changed");
+    }
+
+    impl DatagramReturn for Heard {
+        fn send(&self, payload: &[u8]) {
+            panic!("nobody sent {payload:?}");
+        }
+
+        fn unreachable(&self, why: DialFailure) {
+            self.0.lock().unwrap().push((0, why));
+        }
+
+        fn too_big(&self, mtu: u32) {
+            panic!("nothing is larger than {mtu}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_association_that_comes_to_be_denied_hears_it_and_ends() {
+        let (heard, (send, incoming)) = (Heard::default(), mpsc::channel(8));
+        let stream = FakeManager::new().lane().await.datagrams(&target(53).into(), "any").await.unwrap();
+        let (at, back) = (target(53), Box::new(heard.clone()));
+        let flow = DatagramFlow { source: at, destination: at, incoming, back };
+        let (deny, denied) = oneshot::channel();
+        let denied = async { denied.await.unwrap() };
+        let traffic = Arc::new(Traffic::default());
+        let counted = Arc::clone(&traffic);
+        let carried = tokio::spawn(async move { carry_datagrams(flow, stream, denied, &counted).await });
+        send.send(Bytes::from_static(b"before")).await.unwrap();
+        while traffic.datagrams_up() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(*heard.0.lock().unwrap(), []);
+        deny.send(DialFailure::Prohibited).unwrap();
+        timeout(Duration::from_secs(20), carried).await.unwrap().unwrap();
+        assert_eq!(*heard.0.lock().unwrap(), [(0, DialFailure::Prohibited)]);
+        assert!(send.is_closed(), "what follows is carried on");
+    }
+
+    #[tokio::test]
+    async fn a_series_that_the_manager_refuses_ends() {
+        let (heard, (ask, incoming)) = (Heard::default(), mpsc::channel(8));
+        let stream = FakeManager::new().lane().await.echoes(target(0).ip(), "any").await.unwrap();
+        let (at, back) = (target(0).ip(), Box::new(heard.clone()));
+        ask.try_send(Echo { sequence: 7, payload: Bytes::new() }).unwrap();
+        let flow = EchoFlow { source: at, destination: at, incoming, back };
+        let traffic = Traffic::default();
+        let carried = carry_echoes(flow, stream, std::future::pending(), &traffic);
+        timeout(Duration::from_secs(20), carried).await.unwrap();
+        assert_eq!(*heard.0.lock().unwrap(), [(7, DialFailure::Tunnel)]);
+        assert!(ask.is_closed());
     }
 }

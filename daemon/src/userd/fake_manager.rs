@@ -26,7 +26,7 @@ use tpx_link::{
     carrier::{Carrier, CarrierError, Connector},
     lane::{Lane, control},
     proxy_status::Refusal,
-    server::{Connect, Handler, serve},
+    server::{Connect, Handler, Udp, serve},
 };
 
 use super::session::{Open, Session, Visitor};
@@ -149,6 +149,12 @@ impl Handler for FakeManager {
             return request.refuse(Refusal::Dial(DialFailure::Refused));
         }
         let _stream = request.accept();
+        std::future::pending().await
+    }
+
+    /// Hears everything and says nothing. Pings are refused: nothing of this manager's answers them.
+    async fn handle_udp(&self, request: Connect<Udp>) {
+        let _association = request.accept();
         std::future::pending().await
     }
 }
