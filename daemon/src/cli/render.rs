@@ -99,14 +99,17 @@ fn containers(c: &Containers) -> String {
 
 /// `tpx status`.
 pub(crate) fn status(s: &Status) -> String {
-    let state = match s.state {
-        State::Connected => "connected",
-        State::Reconnecting => "reconnecting: the carrier was lost, new connections fail until it is back",
+    let state = match (s.state, &s.manager.problem) {
+        (State::Connected, _) => "connected".to_owned(),
+        (State::Reconnecting, None) => {
+            "reconnecting: the carrier was lost, new connections wait for the next one".to_owned()
+        }
+        (State::Reconnecting, Some(why)) => format!("reconnecting: {why}"),
     };
     let subnets: Vec<String> = s.datapath.subnets.iter().map(subnet).collect();
     let mapped = s.mapped_namespaces.as_ref().map_or_else(|| "all".into(), |names| names.join(", "));
     let mut rows = vec![
-        ("Status", state.to_owned()),
+        ("Status", state),
         ("Connection", s.name.clone()),
         ("Scope", scope(&s.scope)),
         ("Kubernetes server", s.kubernetes.server.clone()),

@@ -1,6 +1,6 @@
 //! The user daemon's side.
 
-use std::{io, path::Path};
+use std::{io, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use tokio::{
@@ -9,6 +9,11 @@ use tokio::{
 };
 
 use super::{MAX_LINE, Reply, Request};
+
+/// After an error on the socket itself, so that a lasting one does not spin.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest that a client may take for its line.
+const LINE: Duration = Duration::from_secs(2);
 
 /// A listening socket whose file is removed with it.
 pub(crate) struct Bound {
@@ -36,24 +41,33 @@ pub(crate) fn bind(path: &Path) -> Result<Bound> {
 }
 
 impl Bound {
-    /// The next request. A client of another user, or one that sends something else, is dropped.
-    pub(crate) async fn next(&self) -> io::Result<(Request, Exchange)> {
+    /// The next request. A client of another user, or one that sends something else, is dropped. Never ends: a daemon that
+    /// has no file left for a client still carries what it carries.
+    pub(crate) async fn next(&self) -> (Request, Exchange) {
         loop {
-            let (stream, _) = self.listener.accept().await?;
-            if stream.peer_cred()?.uid() != rustix::process::geteuid().as_raw() {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(e) => {
+                    tracing::warn!("cannot accept on {}: {e}", self.path.display());
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let own = rustix::process::geteuid().as_raw();
+            if !stream.peer_cred().is_ok_and(|peer| peer.uid() == own) {
                 continue;
             }
             let mut stream = BufReader::new(stream);
             let mut line = Vec::new();
             let mut bounded = (&mut stream).take(MAX_LINE as u64);
             let read = bounded.read_until(b'\n', &mut line);
-            match tokio::time::timeout(std::time::Duration::from_secs(2), read).await {
+            match tokio::time::timeout(LINE, read).await {
                 Ok(Ok(n)) if n > 0 => {}
                 _ => continue,
             }
             let mut exchange = Exchange { stream: stream.into_inner() };
             match serde_json::from_slice(&line) {
-                Ok(request) => return Ok((request, exchange)),
+                Ok(request) => return (request, exchange),
                 Err(e) => {
                     let failure = crate::failure::Failure::new(
                         crate::failure::Kind::Usage,

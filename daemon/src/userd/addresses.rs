@@ -69,6 +69,21 @@ impl Addresses {
         self.policy().check(target).map(|()| target)
     }
 
+    /// Resolves when the policy forbids `target`, which is behind virtual addresses, or comes to do so: with what a flow there is
+    /// told. Cancel safe.
+    pub(crate) async fn denied(&self, target: SocketAddr) -> DialFailure {
+        let mut decided = self.0.decided.clone();
+        loop {
+            let checked = decided.borrow_and_update().policy.check(target);
+            if let Err(why) = checked {
+                return why;
+            }
+            if decided.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// The address by which programs on this laptop reach the cluster's `real`: a virtual one, given out now if need be,
     /// where its subnet has moved.
     ///

@@ -1,6 +1,6 @@
 //! The way to the manager: which pod it is now, and carriers to it.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use async_trait::async_trait;
 use tpx_api::MANAGER_PORT;
@@ -59,6 +59,24 @@ impl Connector for ManagerRoad {
     }
 }
 
+/// Longest that a carrier may take to come up, before another attempt is made: an API server that takes the connection and
+/// then says nothing would hold a single one for ever.
+pub(crate) const ATTEMPT: Duration = Duration::from_secs(20);
+
+/// A new carrier by `connector`, unless that takes longer than `patience`.
+///
+/// # Errors
+/// [`CarrierError`], also when it has taken too long.
+pub(crate) async fn carrier(connector: &dyn Connector, patience: Duration) -> Result<Box<dyn Carrier>, CarrierError> {
+    match tokio::time::timeout(patience, connector.connect()).await {
+        Ok(connected) => connected,
+        Err(_) => {
+            let what = format!("no {} within {patience:?}", connector.describe());
+            Err(io::Error::new(io::ErrorKind::TimedOut, what).into())
+        }
+    }
+}
+
 /// Growing pauses between attempts: 100 ms, doubled up to 5 s.
 pub(crate) struct Backoff(Duration);
 
@@ -89,5 +107,25 @@ mod tests {
         let pauses: Vec<_> = (0..10).map(|_| backoff.next()).collect();
         assert_eq!(pauses[..3], [100, 200, 400].map(Duration::from_millis));
         assert_eq!(pauses[9], Duration::from_secs(5));
+    }
+
+    /// Takes connections and says nothing.
+    struct Silent;
+
+    #[async_trait]
+    impl Connector for Silent {
+        async fn connect(&self) -> Result<Box<dyn Carrier>, CarrierError> {
+            std::future::pending().await
+        }
+
+        fn describe(&self) -> String {
+            "port-forward to nobody".into()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attempt_ends() {
+        let error = carrier(&Silent, Duration::from_millis(5)).await.err().unwrap();
+        assert_eq!(error.to_string(), "no port-forward to nobody within 5ms");
     }
 }

@@ -168,9 +168,12 @@ pub(crate) async fn connect(
 
     let lanes = Lanes::keep(lane, Arc::clone(&road) as Arc<dyn Connector>);
     let session = Session::keep(open, visitor, Arc::clone(&road) as Arc<dyn Connector>);
-    let names =
-        Serving::start(datapath.dns, &resolv.name_servers, wanted, &session, datapath.bypass, addresses.clone())
-            .map_err(internal)?;
+    let bypass = match scope {
+        Scope::Workstation => datapath.bypass,
+        _ => datapath.bypass.from_all_scopes(),
+    };
+    let names = Serving::start(datapath.dns, &resolv.name_servers, wanted, &session, bypass, addresses.clone())
+        .map_err(internal)?;
     let (counters, table) = (Arc::new(FlowCounters::default()), FlowTable::default());
     let carrying = Carrying {
         lanes: lanes.clone(),

@@ -332,6 +332,7 @@ impl Connection {
             policy: self.wanted.policy(&facts),
             cluster_domain: facts.cluster_domain.clone(),
             names: self.service_names.clone(),
+            asker: (*self.scope() != status::Scope::Workstation).then(|| self.names.usual_asker()),
             flows: self.table.clone(),
         }
     }
@@ -365,7 +366,7 @@ impl Connection {
         let decided = self.decided.borrow();
         Status {
             name: id.name.clone(),
-            state: if self.lanes.is_up() { State::Connected } else { State::Reconnecting },
+            state: State::of(self.lanes.is_up(), self.session.problem.borrow().is_none()),
             scope: match (&id.scope, &decided.plan.scope) {
                 (status::Scope::Container { name, .. }, Scope::Containers(addresses)) => {
                     status::Scope::Container { name: name.clone(), addresses: addresses.clone() }
@@ -380,6 +381,7 @@ impl Connection {
                 version: id.manager_version.clone(),
                 carrier: id.carrier.clone(),
                 session: self.session.id.borrow().clone(),
+                problem: self.session.problem.borrow().clone(),
             },
             datapath: Datapath {
                 road: if decided.plan.road == Road::Tun { "tun" } else { "ebpf" }.into(),

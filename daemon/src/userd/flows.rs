@@ -8,7 +8,11 @@ use std::{
     },
 };
 
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 use tpx_core::{dial::DialFailure, explain::Way};
 use tpx_datapath::{Arrival, FlowSource, FlowStream, Knock};
 use tpx_dns::Asker;
@@ -18,7 +22,7 @@ use super::{
     addresses::Addresses,
     datagrams::{carry_datagrams, carry_echoes, refuse_echoes},
     flow_table::FlowTable,
-    lanes::Lanes,
+    lanes::{Lanes, PATIENCE},
     netstream::Relayed,
     question_flows::{self, Question},
     status::Flows,
@@ -105,24 +109,30 @@ async fn carry(road: Way, arrival: Arrival, carrying: Carrying) {
             if let Some(asker) = carrying.answers(flow.source, flow.destination) {
                 return question_flows::answer_datagrams(flow, asker).await;
             }
-            let (lane, target) = match carrying.road_to(flow.destination).await {
+            let open = |lane: Lane, target: SocketAddr, session: String| async move {
+                lane.datagrams(&target.into(), &session).await
+            };
+            let (stream, target) = match carrying.open(flow.destination, open).await {
                 Ok(found) => found,
                 Err(why) => return flow.back.unreachable(why),
             };
             let _open = carrying.counters.open();
             let listed = carrying.table.list("udp", road, flow.source, flow.destination, target, None);
             let traffic = listed.traffic();
-            carry_datagrams(flow, lane, &target.into(), &carrying.session(), traffic).await;
+            carry_datagrams(flow, stream, carrying.addresses.denied(target), traffic).await;
             carrying.counters.moved(traffic.up(), traffic.down());
         }
         Arrival::Echo(flow) => {
-            if let Ok((lane, target)) = carrying.road_to(SocketAddr::new(flow.destination, 0)).await {
-                let (from, to) = (SocketAddr::new(flow.source, 0), SocketAddr::new(flow.destination, 0));
-                let listed = carrying.table.list("icmp", road, from, to, target, None);
-                carry_echoes(flow, lane, target.ip(), &carrying.session(), listed.traffic()).await;
-            } else {
-                refuse_echoes(flow).await;
-            }
+            let (from, to) = (SocketAddr::new(flow.source, 0), SocketAddr::new(flow.destination, 0));
+            let open = |lane: Lane, target: SocketAddr, session: String| async move {
+                lane.echoes(target.ip(), &session).await
+            };
+            let (stream, target) = match carrying.open(to, open).await {
+                Ok(found) => found,
+                Err(why) => return refuse_echoes(flow, why),
+            };
+            let listed = carrying.table.list("icmp", road, from, to, target, None);
+            carry_echoes(flow, stream, carrying.addresses.denied(target), listed.traffic()).await;
         }
     }
 }
@@ -139,12 +149,10 @@ async fn carry_connection(road: Way, knock: Box<dyn Knock>, carrying: Carrying) 
     }
     // The application waits: its process is still there.
     let caller = knock.caller();
-    let dialled = match carrying.road_to(destination).await {
-        Ok((lane, target)) => lane.connect(&target.into(), &carrying.session()).await.map(|stream| (stream, target)),
-        Err(why) => Err(why),
-    };
+    let open =
+        |lane: Lane, target: SocketAddr, session: String| async move { lane.connect(&target.into(), &session).await };
     let counters = &carrying.counters;
-    let (stream, target) = match dialled {
+    let (stream, target) = match carrying.open(destination, open).await {
         Ok(found) => found,
         Err(why) => {
             tracing::debug!("{source} -> {destination}: {why}");
@@ -168,11 +176,39 @@ async fn carry_connection(road: Way, knock: Box<dyn Knock>, carrying: Carrying) 
 }
 
 impl Carrying {
-    /// The lane, and where on it a flow to `destination` leads.
-    async fn road_to(&self, destination: SocketAddr) -> Result<(Lane, SocketAddr), DialFailure> {
-        let target = self.addresses.target(destination)?;
-        let lane = self.lanes.lane().await.ok_or(DialFailure::Tunnel)?;
-        Ok((lane, target))
+    /// A stream that `open` opens to where a flow to `destination` leads, and where that is. Where the tunnel fails, not the
+    /// cluster, another lane or another session may do better: it is waited for as long as for a lost carrier.
+    async fn open<T, F>(
+        &self,
+        destination: SocketAddr,
+        open: impl Fn(Lane, SocketAddr, String) -> F,
+    ) -> Result<(T, SocketAddr), DialFailure>
+    where
+        F: Future<Output = Result<T, DialFailure>>,
+    {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Anew each time: what was allowed may be denied by now.
+            let target = self.addresses.target(destination)?;
+            let lane = self.lanes.lane(deadline).await.ok_or(DialFailure::Tunnel)?;
+            let session = self.session.borrow().clone();
+            match open(lane.clone(), target, session.clone()).await {
+                Err(DialFailure::Tunnel) => {}
+                other => return other.map(|stream| (stream, target)),
+            }
+            // A lane is used before anybody knows that it is lost, and after a restart of the manager the next one is there before
+            // the control lane has arrived anew.
+            let mut sessions = self.session.clone();
+            let another = async { sessions.wait_for(|id| *id != session).await.is_ok() };
+            let may_try_again = tokio::select! {
+                _ = lane.closed() => true,
+                changed = another => changed,
+                () = sleep_until(deadline) => false,
+            };
+            if !may_try_again {
+                return Err(DialFailure::Tunnel);
+            }
+        }
     }
 
     /// The name server, if a flow is a question for it.
@@ -182,8 +218,118 @@ impl Carrying {
             Question::MeantFor(server) => Some(self.asker.towards(server)),
         }
     }
+}
 
-    fn session(&self) -> String {
-        self.session.borrow().clone()
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+    use tpx_core::{
+        dns::{Name, PolicyConfig},
+        plan::{self, Road},
+        policy::{DenyWith, Policy},
+        subnets::{Inputs, RoutingPolicy, decide},
+        vnat::Vnat,
+    };
+    use tpx_dns::{ClusterResolver, Limits, NoBypass, NoTranslation, ResolveError, Server};
+
+    use super::{
+        super::{
+            fake_manager::{CLOSED, FakeManager, target},
+            routing::Decided,
+            session::Session,
+        },
+        *,
+    };
+
+    struct NoNames;
+
+    #[async_trait::async_trait]
+    impl ClusterResolver for NoNames {
+        async fn resolve(&self, _: &[u8]) -> Result<Vec<u8>, ResolveError> {
+            Err(ResolveError::TimedOut)
+        }
+    }
+
+    fn decided(policy: Policy) -> Decided {
+        let subnets = Arc::new(decide(&Inputs::default()).unwrap());
+        let plan = subnets.plan(plan::Scope::Workstation, Road::Tun, &[]);
+        Decided { subnets, plan, policy: Arc::new(policy), unanswered: Vec::new(), problem: None }
+    }
+
+    async fn carrying(manager: &FakeManager) -> (Carrying, Session, watch::Sender<Decided>) {
+        let (decided, decisions) = watch::channel(decided(Policy::default()));
+        let (_, policy) = watch::channel(Arc::new(PolicyConfig::new(Name::root())));
+        let (none, outside) = (Arc::new(NoNames), Arc::new(NoBypass));
+        let names = Server::start(vec![], policy, none, Arc::new(NoTranslation), outside, Limits::default()).unwrap();
+        let session = manager.session().await;
+        let vnat = Vnat::new("a cluster", RoutingPolicy::VIRTUAL4, RoutingPolicy::VIRTUAL6);
+        let carrying = Carrying {
+            lanes: Lanes::keep(manager.lane().await, Arc::new(manager.clone())),
+            session: session.id.clone(),
+            addresses: Addresses::new(vnat, None, decisions),
+            asker: names.asker(None),
+            table: FlowTable::default(),
+            counters: Arc::default(),
+        };
+        (carrying, session, decided)
+    }
+
+    async fn dial(carrying: &Carrying, port: u16) -> Result<SocketAddr, DialFailure> {
+        let open = |lane: Lane, target: SocketAddr, session: String| async move {
+            lane.connect(&target.into(), &session).await
+        };
+        carrying.open(target(port), open).await.map(|(_, target)| target)
+    }
+
+    #[tokio::test]
+    async fn a_dial_outlasts_its_lane() {
+        let manager = FakeManager::new();
+        let (carrying, _session, _decided) = carrying(&manager).await;
+        manager.answer_dials(false);
+        let dialling = tokio::spawn(async move { dial(&carrying, 80).await });
+        manager.dialled(1).await;
+        manager.lose_carriers();
+        manager.dialled(2).await;
+        manager.answer_dials(true);
+        assert_eq!(dialling.await.unwrap(), Ok(target(80)));
+    }
+
+    #[tokio::test]
+    async fn a_dial_waits_for_the_session_that_the_manager_knows() {
+        let manager = FakeManager::new();
+        let (carrying, session, _decided) = carrying(&manager).await;
+        manager.answer_arrivals(false);
+        manager.restart();
+        let early = timeout(Duration::from_millis(50), dial(&carrying, 80)).await;
+        assert!(early.is_err(), "failed at once: {early:?}");
+        let (dialled, ()) = tokio::join!(dial(&carrying, 80), async { manager.answer_arrivals(true) });
+        assert_eq!(dialled, Ok(target(80)));
+        assert_eq!(*session.id.borrow(), "session 2");
+    }
+
+    #[tokio::test]
+    async fn what_the_cluster_says_is_said_at_once() {
+        let manager = FakeManager::new();
+        let (carrying, _session, _decided) = carrying(&manager).await;
+        assert_eq!(dial(&carrying, CLOSED).await, Err(DialFailure::Refused));
+        assert_eq!(dial(&carrying, 80).await, Ok(target(80)));
+    }
+
+    #[tokio::test]
+    async fn what_is_carried_hears_when_it_comes_to_be_denied() {
+        let (carrying, _session, decisions) = carrying(&FakeManager::new()).await;
+        let mut denied = std::pin::pin!(carrying.addresses.denied(target(53)));
+        let rule = |text: &str| Policy::new(vec![text.parse().unwrap()], DenyWith::Access, &Default::default());
+        for other in [Policy::default(), rule("port:54"), rule("10.97.0.0/16")] {
+            decisions.send_replace(decided(other));
+            assert!(timeout(Duration::from_millis(5), &mut denied).await.is_err());
+        }
+        decisions.send_replace(decided(rule("10.96.0.0/16")));
+        assert_eq!(timeout(Duration::from_secs(5), denied).await, Ok(DialFailure::Prohibited));
+        // What was decided before anybody asked counts as well.
+        let denied = carrying.addresses.denied(target(80));
+        assert_eq!(timeout(Duration::from_secs(5), denied).await, Ok(DialFailure::Prohibited));
     }
 }

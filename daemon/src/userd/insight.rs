@@ -3,11 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     net::IpAddr,
     sync::Arc,
     time::Duration,
 };
 
+use hickory_proto::{
+    op::{Message, Query, ResponseCode},
+    rr as wire,
+};
 use tpx_core::{
     dns::{Decision, Name, PolicyConfig, Question, RecordType, decide},
     explain::{Explanation, View, explain},
@@ -16,6 +21,7 @@ use tpx_core::{
     vnat::translate_text,
 };
 use tpx_datapath::MapsDump;
+use tpx_dns::{Asker, Transport};
 
 use super::{addresses::Addresses, flow_table::FlowTable, process_scope, service_names::ServiceNames, status::Scope};
 use crate::{
@@ -47,6 +53,8 @@ pub(super) struct Insight {
     pub cluster_domain: String,
     /// Names beside addresses.
     pub names: ServiceNames,
+    /// Answers programs inside, where the scope is not the workstation: this process is not one of them.
+    pub asker: Option<Asker>,
     /// What is carried.
     pub flows: FlowTable,
 }
@@ -128,12 +136,19 @@ impl Insight {
         Ok((answered_by.into(), candidates.iter().map(Name::to_string).collect()))
     }
 
-    /// Resolves as programs do, by the system's own resolver.
+    /// Resolves as programs do that see the cluster: by the system's own resolver, or where only others see it, by their name
+    /// server.
     async fn resolve(&self, text: String) -> Result<NameExplanation, Failure> {
         let (answered_by, candidates) = self.policy_answer(&text)?;
-        let found = tokio::time::timeout(RESOLVE, tokio::net::lookup_host((text.clone(), 0))).await;
+        let asked = async {
+            match &self.asker {
+                Some(asker) => ask_both(asker, &text).await,
+                None => Ok(tokio::net::lookup_host((&*text, 0)).await?.map(|address| address.ip()).collect()),
+            }
+        };
+        let found = tokio::time::timeout(RESOLVE, asked).await;
         let (addresses, error) = match found {
-            Ok(Ok(found)) => (found.map(|address| address.ip()).collect::<BTreeSet<_>>(), None),
+            Ok(Ok(found)) => (found, None),
             Ok(Err(e)) => (BTreeSet::new(), Some(e.to_string())),
             Err(_) => (BTreeSet::new(), Some(format!("no answer within {} s", RESOLVE.as_secs()))),
         };
@@ -218,6 +233,36 @@ impl Insight {
             processes: cgroup.map(|cgroup| cgroup::processes(cgroup).len()),
         };
         MapsView { maps, vnat, flows, scopes: vec![scope], names }
+    }
+}
+
+/// The addresses of both families that a name server has for a name.
+async fn ask_both(asker: &Asker, name: &str) -> io::Result<BTreeSet<IpAddr>> {
+    let (four, six) = tokio::join!(ask(asker, name, wire::RecordType::A), ask(asker, name, wire::RecordType::AAAA));
+    match (four, six) {
+        (Err(e), Err(_)) => Err(e),
+        // As for programs: one family is enough.
+        (four, six) => Ok([four, six].into_iter().flatten().flatten().collect()),
+    }
+}
+
+async fn ask(asker: &Asker, name: &str, kind: wire::RecordType) -> io::Result<Vec<IpAddr>> {
+    let name = wire::Name::from_utf8(name).map_err(io::Error::other)?;
+    let mut query = Message::query();
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(name, kind));
+    let bytes = query.to_vec().map_err(io::Error::other)?;
+    let answered = async |transport| {
+        let answer = asker.ask(&bytes, transport).await.ok_or_else(|| io::Error::other("no answer"))?;
+        Message::from_vec(&answer).map_err(io::Error::other)
+    };
+    let mut answer = answered(Transport::Udp).await?;
+    if answer.metadata.truncation {
+        answer = answered(Transport::Tcp).await?;
+    }
+    match answer.metadata.response_code {
+        ResponseCode::NoError => Ok(answer.answers.iter().filter_map(|record| record.data.ip_addr()).collect()),
+        code => Err(io::Error::other(format!("the answer is {code}"))),
     }
 }
 

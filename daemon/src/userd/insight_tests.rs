@@ -2,8 +2,11 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use hickory_proto::{
-    op::Message,
-    rr::{Name as WireName, RData, Record, rdata::PTR},
+    op::{Message, MessageType},
+    rr::{
+        Name as WireName, RData, Record,
+        rdata::{A, PTR},
+    },
 };
 use tokio::sync::watch;
 use tpx_core::{
@@ -11,7 +14,7 @@ use tpx_core::{
     subnets::{Inputs, RoutingPolicy, decide},
     vnat::Vnat,
 };
-use tpx_dns::{ClusterResolver, ResolveError};
+use tpx_dns::{ClusterResolver, Limits, NoBypass, ResolveError, Server};
 
 use super::*;
 use crate::{ipc::ProcessExplanation, userd::routing::Decided};
@@ -33,7 +36,10 @@ impl ClusterResolver for OneService {
         if name == WireName::from(ip("10.96.0.10")) {
             let service = WireName::from_ascii("web-app.emojivoto.svc.cluster.local.").unwrap();
             message.add_answer(Record::from_rdata(name, 5, RData::PTR(PTR(service))));
+        } else if message.queries[0].query_type() == wire::RecordType::A {
+            message.add_answer(Record::from_rdata(name, 5, RData::A(A::new(10, 96, 0, 10))));
         }
+        message.metadata.message_type = MessageType::Response;
         Ok(message.to_vec().unwrap())
     }
 }
@@ -68,6 +74,7 @@ fn insight(road: Road) -> (Insight, Arc<OneService>) {
         policy: PolicyConfig::new("cluster.local".parse().unwrap()),
         cluster_domain: "cluster.local".into(),
         names: ServiceNames::new(Arc::clone(&cluster) as Arc<dyn ClusterResolver>),
+        asker: None,
         flows: FlowTable::default(),
     };
     (insight, cluster)
@@ -130,6 +137,25 @@ async fn a_name_says_who_answers() {
     assert_eq!(service, ("the cluster".into(), vec!["web-app.emojivoto.svc.cluster.local".into()]));
     assert_eq!(insight.policy_answer("example.com").unwrap(), ("this host's name servers".into(), vec![]));
     assert!(insight.policy_answer("a..b").is_err());
+}
+
+/// Not what the system's resolver says, which serves those outside: it does not know the name at all.
+#[tokio::test]
+async fn a_name_is_asked_where_those_inside_ask() {
+    let (mut insight, cluster) = insight(Road::Express);
+    insight.policy.namespaces.insert("emojivoto".into());
+    let (_, policy) = watch::channel(Arc::new(insight.policy.clone()));
+    let translate = Arc::new(insight.addresses.clone());
+    let server = Server::start(vec![], policy, cluster, translate, Arc::new(NoBypass), Limits::default()).unwrap();
+    insight.asker = Some(server.asker(None));
+    let found = explained(&insight, Target::Name("web-app.emojivoto".into(), Some(80))).await;
+    let virtual_ip = insight.addresses.reachable(ip("10.96.0.10")).unwrap();
+    let name = found.name.unwrap();
+    assert_eq!((name.addresses, name.error), (vec![virtual_ip], None));
+    assert_eq!((found.addresses[0].address, found.addresses[0].port), (virtual_ip, Some(80)));
+    // Nothing is left to the system's resolver, not even this.
+    let outside = explained(&insight, Target::Name("localhost".into(), None)).await.name.unwrap();
+    assert_eq!((outside.addresses, outside.error.is_some()), (vec![], true));
 }
 
 #[tokio::test]

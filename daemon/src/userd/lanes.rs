@@ -3,14 +3,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::{
+    sync::watch,
+    task::AbortHandle,
+    time::{Instant, timeout_at},
+};
 use tpx_link::{Settings, carrier::Connector, lane::Lane};
 
-use super::cluster::Backoff;
+use super::cluster::{ATTEMPT, Backoff, carrier};
 use crate::failure::chain;
 
 /// Longest that a new connection waits for a lost carrier to be replaced.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The lane of this connection. Ends with its last clone.
 #[derive(Clone)]
@@ -37,15 +41,19 @@ impl Lanes {
 
     /// Whether a stream could be opened now.
     pub(crate) fn is_up(&self) -> bool {
-        self.current.borrow().is_some()
+        is_open(&self.current.borrow())
     }
 
-    /// The lane, as soon as there is one; `None` when it takes too long.
-    pub(crate) async fn lane(&self) -> Option<Lane> {
+    /// The lane, as soon as there is one; `None` when there is none until `deadline`.
+    pub(crate) async fn lane(&self, deadline: Instant) -> Option<Lane> {
         let mut current = self.current.clone();
-        let up = current.wait_for(Option::is_some);
-        tokio::time::timeout(PATIENCE, up).await.ok()?.ok()?.clone()
+        timeout_at(deadline, current.wait_for(is_open)).await.ok()?.ok()?.clone()
     }
+}
+
+/// A lane that is over stays here for the moment until it is replaced.
+fn is_open(lane: &Option<Lane>) -> bool {
+    lane.as_ref().is_some_and(|lane| !lane.is_closed())
 }
 
 async fn keep(sender: watch::Sender<Option<Lane>>, connector: Arc<dyn Connector>) {
@@ -75,5 +83,5 @@ async fn keep(sender: watch::Sender<Option<Lane>>, connector: Arc<dyn Connector>
 }
 
 async fn open(connector: &dyn Connector) -> anyhow::Result<Lane> {
-    Ok(Lane::open(connector.connect().await?, &Settings::default()).await?)
+    Ok(Lane::open(carrier(connector, ATTEMPT).await?, &Settings::default()).await?)
 }

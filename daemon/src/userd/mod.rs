@@ -9,6 +9,8 @@ mod container;
 mod datagrams;
 mod datapath;
 mod directory;
+#[cfg(test)]
+mod fake_manager;
 mod flow_table;
 mod flows;
 mod insight;
@@ -33,7 +35,7 @@ mod tree;
 
 use std::{process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -77,7 +79,7 @@ pub(crate) fn main(name: &str) -> Result<ExitCode, Failure> {
 async fn serve(name: &str) -> Result<()> {
     let bound = ipc::bind(&paths::socket(name)?)?;
     let mut end = End { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
-    let (mut connection, params) = match until_connected(&bound, name).await? {
+    let (mut connection, params) = match until_connected(&bound, name).await {
         Outcome::Connected(connection, params) => (*connection, params),
         Outcome::Failed(mut exchange, failure) => {
             tracing::error!("{failure}");
@@ -88,7 +90,7 @@ async fn serve(name: &str) -> Result<()> {
         Outcome::Nothing => return Ok(()),
     };
     let asker = loop {
-        match stay(&bound, &mut connection, &mut end).await? {
+        match stay(&bound, &mut connection, &mut end).await {
             Stayed::Asked(exchange) => break Some(exchange),
             Stayed::Done => break None,
             Stayed::Lost(why) => {
@@ -139,24 +141,23 @@ enum Stayed {
 }
 
 /// Answers requests until the connection is over.
-async fn stay(bound: &Bound, connection: &mut Connection, end: &mut End) -> Result<Stayed> {
+async fn stay(bound: &Bound, connection: &mut Connection, end: &mut End) -> Stayed {
     loop {
         tokio::select! {
-            request = bound.next() => {
-                let (request, exchange) = request.context("accept on the socket")?;
+            (request, exchange) = bound.next() => {
                 if matches!(request, Request::Quit) {
-                    return Ok(Stayed::Asked(exchange));
+                    return Stayed::Asked(exchange);
                 }
                 connection.answer(request, exchange);
             }
-            ended = connection.ended() => return Ok(match ended {
+            ended = connection.ended() => return match ended {
                 Ended::Lost(why) => Stayed::Lost(why),
                 Ended::Done(why) => {
                     tracing::info!("the connection has ended: {why}");
                     Stayed::Done
                 }
-            }),
-            () = end.asked() => return Ok(Stayed::Done),
+            },
+            () = end.asked() => return Stayed::Done,
         }
     }
 }
@@ -191,7 +192,7 @@ async fn come_back(
                 return None;
             }
             () = end.asked() => return None,
-            Ok((request, mut exchange)) = bound.next() => match request {
+            (request, mut exchange) = bound.next() => match request {
                 Request::Quit => {
                     let _ = exchange.send(&Reply::Done).await;
                     return None;
@@ -212,21 +213,20 @@ enum Outcome {
 }
 
 /// Answers requests until one has asked to connect, and connects.
-async fn until_connected(bound: &Bound, name: &str) -> Result<Outcome> {
+async fn until_connected(bound: &Bound, name: &str) -> Outcome {
     loop {
-        let Ok(next) = tokio::time::timeout(UNASKED, bound.next()).await else {
+        let Ok((request, mut exchange)) = tokio::time::timeout(UNASKED, bound.next()).await else {
             tracing::info!("nobody asked to connect");
-            return Ok(Outcome::Nothing);
+            return Outcome::Nothing;
         };
-        let (request, mut exchange) = next.context("accept on the socket")?;
         match request {
             Request::Connect(params) => {
                 logging::set(Config::from((*params.settings).clone()).log_user_daemon.value);
-                return Ok(connect_for(bound, name, params, exchange).await);
+                return connect_for(bound, name, params, exchange).await;
             }
             Request::Quit => {
                 let _ = exchange.send(&Reply::Done).await;
-                return Ok(Outcome::Nothing);
+                return Outcome::Nothing;
             }
             _ => not_yet(exchange, "not connected").await,
         }
@@ -250,7 +250,7 @@ async fn connect_for(bound: &Bound, name: &str, params: ConnectParams, mut excha
                 tracing::info!("the command line left while connecting");
                 return Outcome::Nothing;
             }
-            Ok((_, other)) = bound.next() => not_yet(other, "still connecting").await,
+            (_, other) = bound.next() => not_yet(other, "still connecting").await,
         }
     };
     match result {

@@ -14,6 +14,7 @@ use tokio::{
     sync::watch,
     task::AbortHandle,
 };
+use tonic::{Code, Status};
 use tpx_api::{Facts, proto};
 use tpx_core::{
     config::Config,
@@ -106,6 +107,11 @@ impl Serving {
         self.server.asker(None)
     }
 
+    /// The server as processes ask it that see the cluster: what is not the cluster's goes to the first name server.
+    pub(crate) fn usual_asker(&self) -> Asker {
+        self.server.asker(self.server.name_servers().first().copied())
+    }
+
     /// The cluster's own name server.
     pub(crate) fn cluster(&self) -> Arc<dyn ClusterResolver> {
         Arc::clone(&self.cluster)
@@ -172,14 +178,25 @@ struct ThroughManager {
 #[async_trait]
 impl ClusterResolver for ThroughManager {
     async fn resolve(&self, query: &[u8]) -> Result<Vec<u8>, ResolveError> {
-        let mut manager = self.manager.borrow().clone();
-        let request = proto::ResolveRequest { session_id: self.session.borrow().clone(), query: query.to_vec() };
-        match manager.resolve(request).await {
-            Ok(reply) => Ok(reply.into_inner().answer),
-            Err(status) if status.code() == tonic::Code::DeadlineExceeded => Err(ResolveError::TimedOut),
-            Err(status) => Err(ResolveError::Unavailable(status.message().to_owned())),
+        let mut managers = self.manager.clone();
+        loop {
+            let mut manager = managers.borrow_and_update().clone();
+            let request = proto::ResolveRequest { session_id: self.session.borrow().clone(), query: query.to_vec() };
+            match manager.resolve(request).await {
+                Ok(reply) => return Ok(reply.into_inner().answer),
+                // Whoever asked has a limit of his own; until then the next control lane may come.
+                Err(status) if is_lost(&status) && managers.changed().await.is_ok() => {}
+                Err(status) if status.code() == Code::DeadlineExceeded => return Err(ResolveError::TimedOut),
+                Err(status) => return Err(ResolveError::Unavailable(status.message().to_owned())),
+            }
         }
     }
+}
+
+/// Whether it was the control lane that failed, or the session that is over, and not the cluster's name server: what the
+/// manager itself says has no cause here.
+fn is_lost(status: &Status) -> bool {
+    status.code() == Code::NotFound || std::error::Error::source(status).is_some()
 }
 
 /// Takes the daemon's own questions out of what is steered.
@@ -187,7 +204,7 @@ struct Outside(Bypass);
 
 impl tpx_dns::Bypass for Outside {
     fn exempt(&self, socket: &Socket, server: SocketAddr) -> io::Result<()> {
-        self.0.exempt(socket, server.ip())
+        self.0.exempt(socket, server)
     }
 }
 
@@ -198,5 +215,29 @@ impl Translate for Addresses {
 
     fn real_for(&self, address: IpAddr) -> Option<IpAddr> {
         self.vnat().real_for(address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{super::fake_manager::FakeManager, *};
+
+    #[tokio::test]
+    async fn questions_outlast_a_restart_of_the_manager_and_hear_what_the_cluster_says() {
+        let manager = FakeManager::new();
+        let session = manager.session().await;
+        let cluster = ThroughManager { manager: session.manager.clone(), session: session.id.clone() };
+        assert_eq!(cluster.resolve(b"before").await, Ok(b"before".to_vec()));
+        // The lane is lost, and when there is another one, arriving takes its time.
+        manager.answer_arrivals(false);
+        manager.restart();
+        let early = tokio::time::timeout(Duration::from_millis(50), cluster.resolve(b"early"));
+        assert!(early.await.is_err(), "failed at once");
+        let (answer, ()) = tokio::join!(cluster.resolve(b"during"), async { manager.answer_arrivals(true) });
+        assert_eq!(answer, Ok(b"during".to_vec()));
+        let said = ResolveError::Unavailable("the cluster's name server does not answer".into());
+        assert_eq!(cluster.resolve(b"").await, Err(said));
     }
 }

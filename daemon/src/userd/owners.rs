@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -101,16 +101,31 @@ impl Finder {
                 .collect();
             found.extend(by_table.iter().filter_map(|one| {
                 let at = |own| bound.get(&(one.protocol, own)).copied();
-                // A socket that sends to many has no address of its own.
-                let any = |ip: IpAddr| at(SocketAddr::new(ip, one.own.port()));
-                let socket = at(one.own)
-                    .or_else(|| any(Ipv4Addr::UNSPECIFIED.into()))
-                    .or_else(|| any(Ipv6Addr::UNSPECIFIED.into()))?;
-                Some((one.number, socket))
+                let any = || {
+                    let places = wildcards(one.own.ip()).iter().map(|ip| SocketAddr::new(*ip, one.own.port()));
+                    places.filter_map(at).next().filter(|_| is_own(one.own.ip()))
+                };
+                Some((one.number, at(one.own).or_else(any)?))
             }));
         }
         found
     }
+}
+
+/// Where a socket that sends to many, and so has no address of its own, may be bound, whose datagrams have the source `ip`. One
+/// of IPv6 may send IPv4 as well, unless it is for IPv6 alone, which the tables do not tell.
+fn wildcards(ip: IpAddr) -> &'static [IpAddr] {
+    const BOTH: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    match ip {
+        IpAddr::V4(_) => &BOTH,
+        IpAddr::V6(_) => &BOTH[1..],
+    }
+}
+
+/// Whether this host has the address: it lets a socket have it. A container's is another network namespace's, whatever ports
+/// sockets of this one have.
+fn is_own(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
 }
 
 #[cfg(test)]
@@ -121,5 +136,23 @@ mod tests {
     fn rounds_cost_a_fortieth_at_most() {
         assert_eq!(rest(Duration::from_micros(50)), PAUSE);
         assert_eq!(rest(Duration::from_millis(20)), Duration::from_millis(800));
+    }
+
+    #[test]
+    fn a_datagram_is_of_a_wildcard_socket_only_if_that_can_have_sent_it() {
+        let port = |socket: &UdpSocket| socket.local_addr().unwrap().port();
+        let (four, six) = (UdpSocket::bind("0.0.0.0:0").unwrap(), UdpSocket::bind("[::]:0").unwrap());
+        let found = |ip: &str, port: u16| {
+            let own = SocketAddr::new(ip.parse().unwrap(), port);
+            let wanted = Wanted { number: 0, protocol: "udp", own, peer: "192.0.2.7:7".parse().unwrap() };
+            !Finder::default().find(&[wanted]).is_empty()
+        };
+        assert!(found("127.0.0.1", port(&four)) && found("::1", port(&six)));
+        // IPv4 out of a socket of IPv6, but not the other way round.
+        assert!(found("127.0.0.1", port(&six)) && !found("::1", port(&four)));
+        // A container that happens to use the port.
+        for socket in [&four, &six] {
+            assert!(!found("198.51.100.2", port(socket)) && !found("2001:db8::2", port(socket)));
+        }
     }
 }

@@ -32,7 +32,8 @@ pub(crate) enum Question {
 }
 
 /// Whether a flow asks the name server. One to an address that the tunnel `steers` asks a server in the cluster, and one
-/// from the device's own address is a connection from before its subnet moved.
+/// from a device's own address is the host's: a connection from before its subnet moved, or, in a scope as well, one whose
+/// virtual address the kernel has exchanged.
 pub(crate) fn whose(source: IpAddr, destination: SocketAddr, steers: impl Fn(IpAddr) -> bool) -> Option<Question> {
     if destination.port() != PORT {
         return None;
@@ -40,7 +41,7 @@ pub(crate) fn whose(source: IpAddr, destination: SocketAddr, steers: impl Fn(IpA
     if resolvers().contains(&destination.ip()) {
         return Some(Question::Resolved);
     }
-    let own = [Slot::FIRST.ipv4().into(), IpAddr::from(Slot::FIRST.ipv6())].contains(&source);
+    let own = Slot::all().any(|slot| [IpAddr::from(slot.ipv4()), slot.ipv6().into()].contains(&source));
     (!own && !steers(destination.ip())).then_some(Question::MeantFor(destination))
 }
 
@@ -131,6 +132,11 @@ mod tests {
         assert_eq!(whose(container, public), Some(Question::MeantFor(public.parse().unwrap())));
         assert_eq!(whose(container, "192.0.2.53:80"), None);
         assert_eq!(whose(container, "10.96.0.10:53"), None);
-        assert_eq!(whose(own, "10.244.0.10:53"), None);
+        // Each scope has a slot, and with it a source, of its own.
+        for slot in Slot::all() {
+            for own in [IpAddr::from(slot.ipv4()), slot.ipv6().into()] {
+                assert_eq!(whose(own, "10.244.0.10:53"), None, "{own}");
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::{
     sync::watch,
     task::{AbortHandle, JoinSet},
@@ -19,7 +19,7 @@ use tpx_link::{
     lane::{Control, control},
 };
 
-use super::cluster::Backoff;
+use super::cluster::{ATTEMPT, Backoff, carrier};
 use crate::failure::chain;
 
 /// Longest that a control request may take.
@@ -47,6 +47,8 @@ pub(crate) struct Session {
     pub facts: watch::Receiver<Arc<Facts>>,
     /// The client to use for requests; replaced with the control lane.
     pub manager: watch::Receiver<Manager>,
+    /// Why it cannot be used now: how the control lane was lost, then why there is no other one yet.
+    pub problem: watch::Receiver<Option<String>>,
     keeper: AbortHandle,
 }
 
@@ -56,12 +58,15 @@ impl Session {
         let (id, id_watch) = watch::channel(open.id.clone());
         let (facts, facts_watch) = watch::channel(Arc::clone(&open.facts));
         let (manager, manager_watch) = watch::channel(open.manager.clone());
+        let (problem, problem_watch) = watch::channel(None);
         let keeper = tokio::spawn(async move {
             let mut open = open;
             loop {
                 let why = stay(&mut open, &facts).await;
-                tracing::warn!("the control lane was lost: {}", chain(why.as_ref()));
-                open = again(&*connector, &open.id, &visitor).await;
+                let why = format!("the control lane was lost: {}", chain(why.as_ref()));
+                tracing::warn!("{why}");
+                problem.send_replace(Some(why));
+                open = again(&*connector, &open.id, &visitor, &problem).await;
                 id.send_if_modified(|old| {
                     let changed = *old != open.id;
                     old.clone_from(&open.id);
@@ -69,9 +74,11 @@ impl Session {
                 });
                 manager.send_replace(open.manager.clone());
                 facts.send_replace(Arc::clone(&open.facts));
+                problem.send_replace(None);
             }
         });
-        Self { id: id_watch, facts: facts_watch, manager: manager_watch, keeper: keeper.abort_handle() }
+        let keeper = keeper.abort_handle();
+        Self { id: id_watch, facts: facts_watch, manager: manager_watch, problem: problem_watch, keeper }
     }
 
     /// Tells the manager that this was all; waits a second at most.
@@ -195,13 +202,20 @@ fn parse(change: Result<Option<proto::Facts>, Status>) -> Result<Facts> {
     }
 }
 
-/// A new control lane and the session on it, however long it takes.
-async fn again(connector: &dyn Connector, id: &str, visitor: &Visitor) -> Open {
+/// A new control lane and the session on it, however long it takes; says in `problem` why the last attempt has failed.
+async fn again(
+    connector: &dyn Connector,
+    id: &str,
+    visitor: &Visitor,
+    problem: &watch::Sender<Option<String>>,
+) -> Open {
     let mut backoff = Backoff::new();
     loop {
         let attempt = async {
-            let manager = ManagerClient::new(control(connector.connect().await?, &Settings::default()).await?);
-            anyhow::Ok(Open::new(manager, Some(id), visitor).await?)
+            let manager = ManagerClient::new(control(carrier(connector, ATTEMPT).await?, &Settings::default()).await?);
+            // A status shows all of itself; its message is what people can read.
+            let refused = |status: Status| anyhow!("the traffic manager refused: {}", status.message());
+            Open::new(manager, Some(id), visitor).await.map_err(refused)
         };
         match attempt.await {
             Ok(open) => {
@@ -209,8 +223,9 @@ async fn again(connector: &dyn Connector, id: &str, visitor: &Visitor) -> Open {
                 return open;
             }
             Err(e) => {
-                let pause = backoff.next();
-                tracing::warn!("no control lane yet, next try in {pause:?}: {}", chain(e.as_ref()));
+                let (pause, why) = (backoff.next(), chain(e.as_ref()));
+                tracing::warn!("no control lane yet, next try in {pause:?}: {why}");
+                problem.send_replace(Some(why));
                 tokio::time::sleep(pause).await;
             }
         }
@@ -222,5 +237,30 @@ async fn within<T>(request: impl Future<Output = Result<tonic::Response<T>, Stat
     match tokio::time::timeout(REQUEST, request).await {
         Ok(answer) => answer.map(tonic::Response::into_inner),
         Err(_) => Err(Status::deadline_exceeded("the manager did not answer in time")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::{super::fake_manager::FakeManager, *};
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_session_that_cannot_arrive_again_says_why() {
+        let manager = FakeManager::new();
+        let session = manager.session().await;
+        assert_eq!(*session.problem.borrow(), None);
+        manager.refuse(Some("the manager is 9.0.0, this is 0.1.0"));
+        manager.restart();
+        let mut problem = session.problem.clone();
+        let said = |why: &Option<String>| why.as_ref().is_some_and(|why| why.contains("refused"));
+        let why = timeout(LONG, problem.wait_for(said)).await.unwrap().unwrap().clone();
+        assert_eq!(why.as_deref(), Some("the traffic manager refused: the manager is 9.0.0, this is 0.1.0"));
+        manager.refuse(None);
+        timeout(LONG, problem.wait_for(Option::is_none)).await.unwrap().unwrap();
+        assert_eq!(*session.id.borrow(), "session 2");
     }
 }

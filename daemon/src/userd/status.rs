@@ -53,8 +53,16 @@ pub(crate) struct Status {
 pub(crate) enum State {
     /// Yes.
     Connected,
-    /// The carrier was lost and is being made again; new connections fail meanwhile.
+    /// A carrier was lost and is being made again, or the manager does not take this laptop in; new connections wait meanwhile,
+    /// and fail when it takes long.
     Reconnecting,
+}
+
+impl State {
+    /// Streams need both: a lane, and a session that the manager knows.
+    pub(crate) fn of(lane_is_up: bool, session_is_up: bool) -> Self {
+        if lane_is_up && session_is_up { Self::Connected } else { Self::Reconnecting }
+    }
 }
 
 /// Whose processes see the cluster.
@@ -141,6 +149,8 @@ pub(crate) struct Manager {
     pub carrier: String,
     /// Its id for this laptop's stay.
     pub session: String,
+    /// Why it cannot be asked now.
+    pub problem: Option<String>,
 }
 
 /// How connections enter the tunnel.

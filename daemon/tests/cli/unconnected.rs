@@ -1,5 +1,14 @@
 //! Commands that need a connection say so, in one line and with their own exit code.
 
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+
 use crate::laptop::Laptop;
 
 #[test]
@@ -43,4 +52,33 @@ fn every_command_has_help_with_what_it_does() {
             assert!(ended.stdout.contains(word), "{word:?} is not in {}", ended.stdout);
         }
     }
+}
+
+/// It is what carries connections; that it cannot take a question is no reason to end them.
+#[test]
+fn a_daemon_that_has_no_file_left_answers_later() {
+    let laptop = Laptop::new();
+    let mut daemon = laptop.start(&["userd", "--name", "default"]);
+    let until = Instant::now() + Duration::from_secs(20);
+    let socket = laptop.path("run/tpx-userd/default.sock");
+    while UnixStream::connect(&socket).is_err() {
+        assert!(Instant::now() < until, "{} is not there: {:?}", socket.display(), daemon.try_wait());
+        sleep(Duration::from_millis(5));
+    }
+    let pid = Pid::from_child(&daemon);
+    // The daemon has raised its own soft limit to the hard one, which it inherited from here.
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let limit = |current| prlimit(Some(pid), Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    limit(Some(1));
+    let mut asking = UnixStream::connect(&socket).unwrap();
+    asking.write_all(b"{\"request\":\"status\"}\n").unwrap();
+    sleep(Duration::from_millis(300));
+    assert_eq!(daemon.try_wait().unwrap(), None, "the daemon ended");
+    limit(maximum);
+    asking.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut answer = String::new();
+    BufReader::new(asking).read_line(&mut answer).unwrap();
+    assert!(answer.contains("not connected"), "{answer}");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }

@@ -1,6 +1,6 @@
 //! kill -9 of either daemon, or both: nothing is left that has an effect, and the next connect works at once.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Case;
@@ -76,15 +76,23 @@ fn swept() -> Result<()> {
     Ok(())
 }
 
-/// The manager's pod goes; new connections wait for the next one and succeed.
+/// The manager's pod goes; new connections wait for the next one and succeed. If it takes too long they fail, but never at once:
+/// neither on the lanes that have just been lost, nor before the next manager has taken this laptop in.
 fn manager() -> Result<()> {
     laptop::connect()?;
     sh("kubectl -n tpx-system delete pod -l app.kubernetes.io/name=traffic-manager --grace-period=1")?.success()?;
     let service = cluster::service("emojivoto", "web-app")?;
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while std::time::Instant::now() < until {
+        let saw = laptop::probe(at(service.v4, 80), &["--patience", "20000"])?;
+        ensure!(saw.connected || saw.milliseconds > 14_000, "a connection failed at once: {saw:?}");
+    }
     crate::process::eventually(std::time::Duration::from_secs(60), || {
         ensure!(laptop::probe(at(service.v4, 80), &["--patience", "20000"])?.connected);
         let page = sh("curl -sS -m 10 http://web-app.emojivoto")?.success()?;
         ensure!(page.contains("Emoji Vote"), "{page}");
+        let status = laptop::status()?.context("not connected")?;
+        ensure!(status["state"] == "connected" && status["manager"]["problem"].is_null(), "{status}");
         Ok(())
     })
 }

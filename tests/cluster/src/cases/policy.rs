@@ -39,6 +39,10 @@ fn denied() -> Result<()> {
     for to in [at(web.v4, 80), at(web.v6, 80), at(echo.v4, 7), at(echo.v6, 7)] {
         ensure_denied(to)?;
     }
+    for (program, ip, words) in [("ping -4", web.v4, "acket filtered"), ("ping -6", web.v6, "rohibited")] {
+        let said = sh(&format!("{program} -c 2 -i 0.2 -W 5 {ip}"))?;
+        ensure!(!said.status.success() && said.stdout.matches(words).count() == 2, "{said:?}");
+    }
     for other in [at(echo.v4, 9), at(echo.v6, 9)] {
         ensure!(laptop::probe(other, &[])?.connected, "{other} is of another namespace");
     }

@@ -158,6 +158,9 @@ fn outside() -> Result<()> {
         let own = sh("curl -sS -m 10 http://www.internet.test")?.success()?;
         ensure!(own.contains("The Internet"), "{own}");
         if moment == "before" {
+            // Who asks about the connection hears what its processes hear.
+            let explained = sh("tpx explain web-app.emojivoto --format json")?.success()?;
+            ensure!(explained.contains(&format!("\"{}\"", service.v4)), "{explained}");
             waiting.go_on()?;
         }
     }

@@ -19,6 +19,7 @@ pub(super) const CASES: &[Case] = &[
     ("scopes::several_connections_are_told_apart", several),
     ("scopes::one_workstation_at_a_time", workstation),
     ("scopes::two_clusters_at_once", two_clusters),
+    ("scopes::a_name_of_the_workstations_cluster_alone", workstations_name),
 ];
 
 const TITLE: &str = "<title>Emoji Vote</title>";
@@ -201,4 +202,29 @@ fn two_clusters() -> Result<()> {
     let after = laptop::network_state()?;
     ensure!(before == after, "the network is not as before:\n{before}\n---\n{after}");
     Ok(())
+}
+
+/// A name that only the workstation's cluster has is nobody's in a scope that sees the other cluster: what that one lacks is
+/// asked of the laptop's own name server, not of the workstation's.
+fn workstations_name() -> Result<()> {
+    laptop::quit()?;
+    sh("tpx manager install --context second")?.success()?;
+    run(Command::new("tpx").args(["connect", "--context", "lab"]))?.success()?;
+    sh("kubectl --context lab create namespace only-lab")?.success()?;
+    let result = (|| {
+        sh("kubectl --context lab -n only-lab create service clusterip only --tcp=80:80")?.success()?;
+        eventually(Duration::from_secs(20), || sh("getent ahostsv4 only.only-lab")?.success().map(drop))?;
+        for ask in ["getent ahostsv4 only.only-lab", "dig +tcp +short +time=5 only.only-lab"] {
+            let inside = run(Command::new("tpx").args(["run", "-q", "--context", "second", "--", "sh", "-c", ask]))?;
+            ensure!(inside.stdout.trim().is_empty(), "the workstation's cluster answers inside: {ask}: {inside:?}");
+        }
+        let inside = ["run", "-q", "--context", "second", "--", "curl", "-sS", "-m", "10", "http://www.internet.test"];
+        let page = run(Command::new("tpx").args(inside))?.success()?;
+        ensure!(page.contains("The Internet"), "{page}");
+        Ok(())
+    })();
+    sh("kubectl --context lab delete namespace only-lab --wait=false")?.success()?;
+    result?;
+    laptop::quit()?;
+    residue::nothing_left()
 }

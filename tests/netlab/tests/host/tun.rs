@@ -141,7 +141,7 @@ pub(crate) fn forwards(world: &World) -> Result<()> {
         ensure!(ask_udp(server, true)? == answered(server, "a?"), "{server}: steered");
         let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
         socket.set_read_timeout(Some(app::PATIENCE))?;
-        bypass.exempt(&socket, to.ip())?;
+        bypass.exempt(&socket, to)?;
         socket.connect(to)?;
         socket.send(b"forwarded")?;
         real_udp.set_read_timeout(Some(app::PATIENCE))?;
@@ -156,18 +156,18 @@ pub(crate) fn forwards(world: &World) -> Result<()> {
         ensure!(said(&socket, to)? == "the real one");
 
         let stream = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-        bypass.exempt(&stream, to.ip())?;
+        bypass.exempt(&stream, to)?;
         stream.connect_timeout(&to.into(), app::PATIENCE)?;
         real_tcp.accept()?;
     }
     // A server of this host needs no way out, one without a route has none.
     let local = UdpSocket::bind("0.0.0.0:0")?;
-    bypass.exempt(&local, "127.0.0.53".parse()?)?;
+    bypass.exempt(&local, app::addr("127.0.0.53:53"))?;
     ensure!(socket2::SockRef::from(&local).device()?.is_none());
-    let steered = bypass.exempt(&local, "10.96.3.7".parse()?);
+    let steered = bypass.exempt(&local, app::addr("10.96.3.7:53"));
     ensure!(steered.is_err_and(|e| e.to_string().contains("tpx0")));
     ip("route del default via 192.168.79.2 dev lan0")?;
-    let nowhere = bypass.exempt(&local, "198.51.100.53".parse()?);
+    let nowhere = bypass.exempt(&local, app::addr("198.51.100.53:53"));
     ensure!(nowhere.is_err_and(|e| e.kind() == std::io::ErrorKind::NetworkUnreachable));
     serving.stop(world)?;
     drop((heard, lan));

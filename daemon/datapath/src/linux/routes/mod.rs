@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use tpx_core::subnets::HostRoute;
 use tpx_ebpf_abi::slot::Slot;
 
-pub(super) use ask::device_to;
+pub(super) use ask::{device_of, device_to};
 pub use monitor::Monitor;
 pub use read::read;
 
