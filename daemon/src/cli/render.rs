@@ -169,10 +169,13 @@ fn scope(scope: &Scope) -> String {
 
 /// `tpx manager uninstall`.
 pub(crate) fn removed(removed: &tpx_install::Removed) -> String {
-    match &removed.objects[..] {
-        [] => "Nothing was installed".into(),
+    let first = match &removed.objects[..] {
+        [] if removed.kept.is_empty() => "Nothing was installed".into(),
+        [] => "Nothing was removed".into(),
         objects => format!("Removed {}", objects.join(", ")),
-    }
+    };
+    let kept = removed.kept.iter().map(|kept| format!("Kept {}: {}", kept.object, kept.because));
+    std::iter::once(first).chain(kept).collect::<Vec<_>>().join("\n")
 }
 
 /// `tpx list-namespaces`.
@@ -246,6 +249,24 @@ mod tests {
         assert_eq!(of(&["cni0"], &["docker0: no"], None), "behind cni0 (tcx)\nnot behind docker0: no");
         assert_eq!(of(&[], &["docker0: no"], None), "not behind docker0: no");
         assert_eq!(of(&[], &[], Some("no eBPF")), "not served: no eBPF");
+    }
+
+    #[test]
+    fn what_was_kept_is_said() {
+        let of = |objects: &[&str], kept: &[&str]| {
+            let kept = kept.iter().map(|object| tpx_install::Kept {
+                object: (*object).to_owned(),
+                because: "tpx did not make it".into(),
+            });
+            removed(&tpx_install::Removed {
+                objects: objects.iter().map(|object| (*object).to_owned()).collect(),
+                kept: kept.collect(),
+            })
+        };
+        assert_eq!(of(&[], &[]), "Nothing was installed");
+        assert_eq!(of(&["A a", "B b"], &[]), "Removed A a, B b");
+        assert_eq!(of(&["A a"], &["N n"]), "Removed A a\nKept N n: tpx did not make it");
+        assert_eq!(of(&[], &["N n"]), "Nothing was removed\nKept N n: tpx did not make it");
     }
 
     #[test]
