@@ -165,10 +165,11 @@ fn deployment(options: &Options) -> Value {
                     "startupProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 1, "failureThreshold": 60 },
                     "readinessProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 5 },
                     "livenessProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 20, "failureThreshold": 3 },
-                    // No CPU limit: throttling would be felt in every round trip.
+                    // No CPU limit: throttling would be felt in every round trip. Memory is taken by what pods and laptops
+                    // do not read, up to a window a laptop (`manager/src/lib.rs`).
                     "resources": {
                         "requests": { "cpu": "50m", "memory": "32Mi" },
-                        "limits": { "memory": "512Mi" },
+                        "limits": { "memory": "1Gi" },
                     },
                 }],
                 // What an administrator wants laptops to be configured with, if anything. Mounted, so that it takes no right
