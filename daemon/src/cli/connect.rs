@@ -123,7 +123,7 @@ fn while_connected(out: &Output, name: &str, status: &Status, words: &[OsString]
     eprintln!("{}", render::connected(status));
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
-    let ran = child::run(command);
+    let ran = child::run(command, None).map(|ended| ended.status);
     simple::end(&out.progress(), name)?;
     match ran {
         Ok(status) => Ok(ExitCode::from(child::code(status))),
