@@ -101,7 +101,7 @@ fn containers(c: &Containers) -> String {
 pub(crate) fn status(s: &Status) -> String {
     let state = match s.state {
         State::Connected => "connected",
-        State::Reconnecting => "reconnecting: the carrier was lost, new connections fail until it is back",
+        State::Reconnecting => "reconnecting: the carrier was lost, new connections wait up to 15 s until it is back",
     };
     let subnets: Vec<String> = s.datapath.subnets.iter().map(subnet).collect();
     let mapped = s.mapped_namespaces.as_ref().map_or_else(|| "all".into(), |names| names.join(", "));
@@ -146,7 +146,10 @@ pub(crate) fn status(s: &Status) -> String {
         ),
         (
             "Connections",
-            format!("{} open, {} so far, {} refused by the cluster", s.flows.open, s.flows.opened, s.flows.refused),
+            format!(
+                "{} open, {} so far, {} refused by the cluster, {} failed in the tunnel",
+                s.flows.open, s.flows.opened, s.flows.refused, s.flows.failed
+            ),
         ),
         (
             "User daemon",
