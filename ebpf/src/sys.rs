@@ -15,9 +15,7 @@ use aya_ebpf::{
     maps::{HashMap, ring_buf::RingBufEntry},
     programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
 };
-use tpx_ebpf_abi::{
-    Counter, Flow, IP_HEADER_MAX, Kind, Owner, Pids, SynRecord, Target, Verdict, mark, slot::Slot, v4_mapped,
-};
+use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, Kind, Owner, Pids, SynRecord, Verdict, mark, slot::Slot, v4_mapped};
 
 pub(crate) use self::frame::{ETHERNET, Frame, Route};
 use crate::maps::{

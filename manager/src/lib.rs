@@ -25,6 +25,11 @@ use tpx_link::{Settings, server};
 
 use self::{control::Control, state::idle::Limits, streams::Streams};
 
+/// Bytes of one laptop that pods do not read. Room for 64 of them that stall, and no more: one laptop with all of that and
+/// the pods' send buffers in the kernel, which count as well, must stay far below the memory limit of this pod (1 GiB,
+/// `manager/install/src/objects.rs`). Beyond it that laptop's uploads wait; out of memory, everybody's connections would end.
+const CONNECTION_WINDOW: u32 = 128 << 20;
+
 /// How long open streams may go on after the manager was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -32,7 +37,12 @@ const GRACE: Duration = Duration::from_secs(5);
 /// long, and frees everything when it does not answer.
 #[must_use]
 pub fn settings() -> Settings {
-    Settings { heartbeat: Duration::from_secs(15), patience: Duration::from_secs(15), ..Settings::default() }
+    Settings {
+        connection_window: CONNECTION_WINDOW,
+        heartbeat: Duration::from_secs(15),
+        patience: Duration::from_secs(15),
+        ..Settings::default()
+    }
 }
 
 /// Serves laptops until `stop`, then lets open streams end for a few seconds. UDP associations end by `limits`.

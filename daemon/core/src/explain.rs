@@ -28,6 +28,8 @@ pub struct View<'a> {
     pub plan: &'a Plan,
     /// What must not be reached.
     pub policy: &'a Policy,
+    /// The plan's name servers that nothing could be put in front of: they answer themselves.
+    pub unsteered_name_servers: &'a [IpAddr],
     /// The virtual addresses that were given out.
     pub vnat: &'a Vnat,
     /// The host's own routes, default routes included, without those of tpx's device.
@@ -49,6 +51,8 @@ pub enum Rule {
     Exempt(Exempt),
     /// A name server of the host's.
     NameServer,
+    /// A name server of the host's that nothing could be put in front of.
+    UnsteeredNameServer,
     /// The range of virtual addresses.
     Virtual,
     /// One of tpx's own addresses.
@@ -122,7 +126,9 @@ pub struct Explanation {
 pub fn explain(view: &View<'_>, address: IpAddr, port: Option<u16>) -> Explanation {
     let address = address.to_canonical();
     let (prefix, rule) = rule(view, address);
-    let answered_here = view.plan.name_servers.contains(&address) && port == Some(DNS);
+    let answered_here = port == Some(DNS)
+        && view.plan.name_servers.contains(&address)
+        && !view.unsteered_name_servers.contains(&address);
     let steered = view.plan.steers(address);
     let flows = match (answered_here, steered, view.plan.road) {
         (true, ..) => Way::NameServer,
@@ -161,6 +167,8 @@ fn rule(view: &View<'_>, address: IpAddr) -> (Option<IpNet>, Rule) {
     ];
     let ranges: [IpNet; 2] = [view.subnets.virtual4.into(), view.subnets.virtual6.into()];
     let host = IpNet::from(address);
+    let unsteered = view.unsteered_name_servers.contains(&address);
+    let name_server = if unsteered { Rule::UnsteeredNameServer } else { Rule::NameServer };
     let within = |nets: &[IpNet]| nets.iter().find(|net| net.contains(&address)).copied();
     if let Some(net) = within(&own) {
         return (Some(net), Rule::Own);
@@ -169,17 +177,17 @@ fn rule(view: &View<'_>, address: IpAddr) -> (Option<IpNet>, Rule) {
         return (Some(net), Rule::Virtual);
     }
     match view.subnets.entry(address) {
-        Some(Entry::Exception(exception)) if exception.why == Exempt::NameServer => (Some(host), Rule::NameServer),
+        Some(Entry::Exception(exception)) if exception.why == Exempt::NameServer => (Some(host), name_server),
         Some(Entry::Exception(exception)) => (Some(exception.cidr), Rule::Exempt(exception.why)),
         Some(Entry::Subnet(subnet))
             if matches!(subnet.mode, Mode::Refused { because: Because::Exempt(Exempt::NameServer) }) =>
         {
-            (Some(host), Rule::NameServer)
+            (Some(host), name_server)
         }
         Some(Entry::Subnet(subnet)) => {
             (Some(subnet.cidr), Rule::Subnet { role: subnet.role, mode: subnet.mode.clone() })
         }
-        None if view.plan.name_servers.contains(&address) => (Some(host), Rule::NameServer),
+        None if view.plan.name_servers.contains(&address) => (Some(host), name_server),
         None => match reserved(&host) {
             Some((what, net)) => (Some(net), Rule::Reserved(what.to_owned())),
             None => (None, Rule::Outside),
@@ -228,6 +236,9 @@ impl fmt::Display for Rule {
             Self::NameServer => {
                 f.write_str("a name server of this host; tpx answers on its port 53, the rest is untouched")
             }
+            Self::UnsteeredNameServer => f.write_str(
+                "a name server of this host; it answers itself, because only eBPF could answer in its place",
+            ),
             Self::Virtual => f.write_str("virtual addresses"),
             Self::Own => f.write_str("tpx's own addresses"),
             Self::Reserved(what) => write!(f, "{what}, never steered"),

@@ -7,11 +7,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     str::FromStr,
 };
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize, de};
 
 use crate::{config::nearest, dial::DialFailure};
@@ -47,6 +47,9 @@ pub enum RuleError {
     /// An address with bits behind the prefix.
     #[error("{0} has bits set behind its prefix; write {net}", net = .0.trunc())]
     HostBits(IpNet),
+    /// IPv4 addresses in their IPv6 form, and others, which nobody has.
+    #[error("{0} contains IPv4 addresses in their IPv6 form (::ffff:0:0/96) beside others; write 0.0.0.0/0, or ::/0")]
+    PartlyMapped(IpNet),
 }
 
 fn hint(suggestion: Option<&str>) -> String {
@@ -58,7 +61,7 @@ impl FromStr for DenyRule {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Ok(net) = text.parse::<IpNet>() {
-            return if net == net.trunc() { Ok(Self::Cidr(net)) } else { Err(RuleError::HostBits(net)) };
+            return if net == net.trunc() { canonical(net).map(Self::Cidr) } else { Err(RuleError::HostBits(net)) };
         }
         if let Ok(ip) = text.parse::<IpAddr>() {
             return Ok(Self::Cidr(ip.to_canonical().into()));
@@ -74,6 +77,22 @@ impl FromStr for DenyRule {
             Some((word, _)) => unknown(nearest(word, ["namespace", "port"])),
             None => unknown(None),
         }
+    }
+}
+
+/// IPv4 addresses in their IPv6 form (RFC 4291, 2.5.5.2) are IPv4 addresses, here as in `connect()`: a rule about the form
+/// would match nothing. A prefix with all of them and more in it is refused, because it says neither "all of IPv4" nor
+/// anything about IPv6 that anybody has. All of IPv6, and the half of it that they are in, mean IPv6 alone, as in routes.
+fn canonical(net: IpNet) -> Result<IpNet, RuleError> {
+    const HALF: u8 = 1;
+    let mapped = Ipv6Net::new_assert(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), 96);
+    match net {
+        IpNet::V6(v6) if mapped.contains(&v6) => {
+            let address = v6.addr().to_ipv4_mapped().unwrap_or(Ipv4Addr::UNSPECIFIED);
+            Ok(Ipv4Net::new_assert(address, v6.prefix_len() - mapped.prefix_len()).into())
+        }
+        IpNet::V6(v6) if v6.contains(&mapped) && v6.prefix_len() > HALF => Err(RuleError::PartlyMapped(net)),
+        _ => Ok(net),
     }
 }
 
@@ -239,7 +258,13 @@ mod tests {
         }
         assert_eq!(rule("10.96.0.1"), rule("10.96.0.1/32"));
         assert_eq!(rule("::ffff:10.96.0.1"), rule("10.96.0.1/32"));
+        assert_eq!(rule("::ffff:10.96.0.0/112"), rule("10.96.0.0/16"));
+        assert_eq!(rule("::ffff:0:0/96"), rule("0.0.0.0/0"));
+        assert_eq!(rule("::/0").to_string(), "::/0");
         let error = |text: &str| text.parse::<DenyRule>().unwrap_err().to_string();
+        for partly in ["::fffe:0:0/95", "::/64", "::/8"] {
+            assert!(error(partly).contains("write 0.0.0.0/0"), "{}", error(partly));
+        }
         assert!(error("10.96.0.1/16").contains("write 10.96.0.0/16"));
         assert!(error("namespaces:shop").contains("did you mean namespace:?"), "{}", error("namespaces:shop"));
         assert!(error("shop").contains("namespace:NAME"));

@@ -44,6 +44,9 @@ Examples:
 /// Runs `tpx connect`.
 pub(crate) fn run(out: &Output, file: UserFile, args: ConnectArgs) -> Result<ExitCode, Failure> {
     let ConnectArgs { join: wanted, name, scope, command } = args;
+    if let Some(tree) = connections::own_tree()? {
+        return Err(inside(tree.connection.as_deref()));
+    }
     let resolved = scope::resolve(&scope)?;
     let container = if let ScopeSelector::Container(name) = scope { Some(name) } else { None };
     let progress = out.progress();
@@ -119,11 +122,22 @@ fn check_free(name: &str, scope: &Scope) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A daemon that starts in a process tree is one of its processes: it would see that tree's cluster in the place of the host's
+/// network, and keep the tree's connection for ever. (That of a `tpx run` in a `tpx run` does as well, but ends before.)
+fn inside(tree: Option<&str>) -> Failure {
+    let which = tree.map(|name| format!(", connection {name}")).unwrap_or_default();
+    Failure::new(
+        Kind::Usage,
+        format!("this is the inside of `tpx run`{which}: what connects here would be a part of it"),
+        "run `tpx connect` in another terminal, or `tpx run -- CMD` here for one more cluster",
+    )
+}
+
 fn while_connected(out: &Output, name: &str, status: &Status, words: &[OsString]) -> Result<ExitCode, Failure> {
     eprintln!("{}", render::connected(status));
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
-    let ran = child::run(command);
+    let ran = child::run(command, None).map(|ended| ended.status);
     simple::end(&out.progress(), name)?;
     match ran {
         Ok(status) => Ok(ExitCode::from(child::code(status))),

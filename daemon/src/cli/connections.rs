@@ -16,7 +16,7 @@ use crate::{
     failure::{Failure, Kind},
     ipc::Client,
     paths,
-    userd::status::Status,
+    userd::status::{Scope, Status},
 };
 
 /// The connection that `tpx connect` makes unless told otherwise.
@@ -47,6 +47,27 @@ impl Used {
     pub(crate) fn exactly(name: &str) -> String {
         format!("^{}$", name.replace('.', "\\."))
     }
+
+    /// What was asked for, as a name where it is one.
+    fn wanted(&self) -> String {
+        let text = self.0.as_str();
+        let plain = text.trim_start_matches('^').trim_end_matches('$').replace("\\.", ".");
+        if Self::exactly(&plain) == text { plain } else { text.to_owned() }
+    }
+}
+
+/// The value of `--use` where nobody has typed one.
+///
+/// # Errors
+/// When it is none.
+pub(crate) fn from_environment() -> Result<Option<Used>, Failure> {
+    match std::env::var(VARIABLE) {
+        Ok(text) if !text.is_empty() => text.parse().map(Some).map_err(|why: String| {
+            let what = format!("{VARIABLE}={text:?}: {why}");
+            Failure::new(Kind::Usage, what, "unset the variable, or name a connection with --use")
+        }),
+        _ => Ok(None),
+    }
 }
 
 impl FromStr for Used {
@@ -67,7 +88,7 @@ pub(crate) fn chosen(used: Option<&Used>) -> Result<String, Failure> {
     match choose(used, &running) {
         Choice::One(name) => Ok(name.to_owned()),
         Choice::Several(names) => Err(ambiguous(&names)),
-        Choice::None if running.is_empty() => Ok(DEFAULT.to_owned()),
+        Choice::None if running.is_empty() => Ok(used.map_or_else(|| DEFAULT.to_owned(), Used::wanted)),
         Choice::None => Err(Failure::new(
             Kind::NotConnected,
             format!("no connection matches {:?}", used.map_or("", |used| used.0.as_str())),
@@ -110,13 +131,36 @@ pub(crate) fn statuses(names: &[String]) -> Vec<Status> {
 
 /// The connection whose cluster a process sees: that of the innermost scope around it.
 pub(crate) fn of_process(pid: u32) -> Result<Option<String>, Failure> {
-    let statuses = statuses(&running()?);
-    let root = tpx_datapath::linux::cgroup::root().ok();
     let below = cgroup::of(pid).ok().flatten();
+    Ok(around(below.as_deref(), &statuses(&running()?), Scope::is_of_processes))
+}
+
+/// The innermost of these connections around a directory, among those whose scope is meant.
+fn around(below: Option<&str>, statuses: &[Status], is_meant: fn(&Scope) -> bool) -> Option<String> {
+    let root = tpx_datapath::linux::cgroup::root().ok();
     let directory = root.zip(below).map(|(root, below)| root.join(below.trim_start_matches('/')));
-    let of_processes = statuses.iter().filter(|status| status.scope.is_of_processes());
-    let scopes = of_processes.map(|status| (&status.name, status.scope.cgroup()));
-    Ok(cgroup::innermost(directory.as_deref(), scopes).cloned())
+    let meant = statuses.iter().filter(|status| is_meant(&status.scope));
+    cgroup::innermost(directory.as_deref(), meant.map(|status| (&status.name, status.scope.cgroup()))).cloned()
+}
+
+/// A process tree of `tpx run`.
+pub(crate) struct Tree {
+    /// The name of its connection; `None`: another user's, or it has just ended.
+    pub(crate) connection: Option<String>,
+}
+
+/// The process tree that this process is in. The cgroup's name says so, also of other users' trees, as under sudo.
+pub(crate) fn own_tree() -> Result<Option<Tree>, Failure> {
+    let below = cgroup::of(std::process::id()).ok().flatten().unwrap_or_default();
+    if !is_in_tree(&below) {
+        return Ok(None);
+    }
+    let is_tree = |scope: &Scope| matches!(scope, Scope::Tree { .. });
+    Ok(Some(Tree { connection: around(Some(&below), &statuses(&running()?), is_tree) }))
+}
+
+fn is_in_tree(below: &str) -> bool {
+    Path::new(below).iter().any(tpx_datapath::linux::cgroup::is_tree)
 }
 
 /// `tpx status` where several run and none is chosen: a line for each.
@@ -202,5 +246,20 @@ mod tests {
             assert_eq!(choose(text.map(used).as_ref(), &names(running)), wanted, "{text:?} among {running}");
         }
         assert!("(".parse::<Used>().is_err());
+    }
+
+    #[test]
+    fn a_tree_is_known_by_its_cgroup() {
+        assert!(is_in_tree("/user.slice/tpx-tree-1-0") && is_in_tree("/a/tpx-tree-1-0/app.scope"));
+        assert!(!is_in_tree("/user.slice/tpx-tree.scope") && !is_in_tree("/") && !is_in_tree(""));
+    }
+
+    #[test]
+    fn a_name_is_said_as_it_is() {
+        let wanted = |text: &str| text.parse::<Used>().unwrap().wanted();
+        for name in ["run-1", "a.b", "default"] {
+            assert_eq!((wanted(name), wanted(&Used::exactly(name))), (name.to_owned(), name.to_owned()));
+        }
+        assert_eq!(wanted("^run"), "^run");
     }
 }

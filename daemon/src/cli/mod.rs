@@ -65,7 +65,8 @@ pub(crate) struct Global {
     /// Which connection, when there are several: its name, or a regular expression that one name matches
     ///
     /// [default: the only one, else the one called default; inside of `tpx run` its own]
-    #[arg(long = "use", global = true, value_name = "NAME|REGEX", env = connections::VARIABLE, hide_env = true)]
+    // Its variable is read later: clap would take it for something that was typed, and `quit --all` for a contradiction.
+    #[arg(long = "use", global = true, value_name = "NAME|REGEX")]
     used: Option<connections::Used>,
     /// Configuration file [default: config.yml in the user's configuration folder]
     #[arg(long, global = true, value_name = "PATH", env = "TPX_CONFIG", hide_env_values = true)]
@@ -313,6 +314,12 @@ fn run(cli: Cli, out: &output::Output) -> Result<ExitCode, Failure> {
         loaded => loaded?,
     };
     log(Config::from(file.layer.clone()).log_cli.value);
+    let used = match (used, &cli.command) {
+        // It is about all of them, also inside of `tpx run`.
+        (None, Command::Quit { all: true }) => None,
+        (None, _) => connections::from_environment()?,
+        (used, _) => used,
+    };
     let name = || connections::chosen(used.as_ref());
     match cli.command {
         Command::Connect(args) => connect::run(out, file, *args),

@@ -102,7 +102,7 @@ pub(crate) fn status(s: &Status) -> String {
     let state = match (s.state, &s.manager.problem) {
         (State::Connected, _) => "connected".to_owned(),
         (State::Reconnecting, None) => {
-            "reconnecting: the carrier was lost, new connections wait for the next one".to_owned()
+            "reconnecting: the carrier was lost, new connections wait up to 15 s for the next one".to_owned()
         }
         (State::Reconnecting, Some(why)) => format!("reconnecting: {why}"),
     };
@@ -149,7 +149,10 @@ pub(crate) fn status(s: &Status) -> String {
         ),
         (
             "Connections",
-            format!("{} open, {} so far, {} refused by the cluster", s.flows.open, s.flows.opened, s.flows.refused),
+            format!(
+                "{} open, {} so far, {} refused by the cluster, {} failed in the tunnel",
+                s.flows.open, s.flows.opened, s.flows.refused, s.flows.failed
+            ),
         ),
         (
             "User daemon",
@@ -172,10 +175,13 @@ fn scope(scope: &Scope) -> String {
 
 /// `tpx manager uninstall`.
 pub(crate) fn removed(removed: &tpx_install::Removed) -> String {
-    match &removed.objects[..] {
-        [] => "Nothing was installed".into(),
+    let first = match &removed.objects[..] {
+        [] if removed.kept.is_empty() => "Nothing was installed".into(),
+        [] => "Nothing was removed".into(),
         objects => format!("Removed {}", objects.join(", ")),
-    }
+    };
+    let kept = removed.kept.iter().map(|kept| format!("Kept {}: {}", kept.object, kept.because));
+    std::iter::once(first).chain(kept).collect::<Vec<_>>().join("\n")
 }
 
 /// `tpx list-namespaces`.
@@ -249,6 +255,24 @@ mod tests {
         assert_eq!(of(&["cni0"], &["docker0: no"], None), "behind cni0 (tcx)\nnot behind docker0: no");
         assert_eq!(of(&[], &["docker0: no"], None), "not behind docker0: no");
         assert_eq!(of(&[], &[], Some("no eBPF")), "not served: no eBPF");
+    }
+
+    #[test]
+    fn what_was_kept_is_said() {
+        let of = |objects: &[&str], kept: &[&str]| {
+            let kept = kept.iter().map(|object| tpx_install::Kept {
+                object: (*object).to_owned(),
+                because: "tpx did not make it".into(),
+            });
+            removed(&tpx_install::Removed {
+                objects: objects.iter().map(|object| (*object).to_owned()).collect(),
+                kept: kept.collect(),
+            })
+        };
+        assert_eq!(of(&[], &[]), "Nothing was installed");
+        assert_eq!(of(&["A a", "B b"], &[]), "Removed A a, B b");
+        assert_eq!(of(&["A a"], &["N n"]), "Removed A a\nKept N n: tpx did not make it");
+        assert_eq!(of(&[], &["N n"]), "Nothing was removed\nKept N n: tpx did not make it");
     }
 
     #[test]

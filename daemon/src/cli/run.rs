@@ -2,12 +2,14 @@
 
 use std::{
     io::IsTerminal as _,
+    os::fd::OwnedFd,
     path::Path,
     process::{Command, ExitCode},
     thread,
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tpx_core::plan::Scope;
 
 use super::{
@@ -20,7 +22,7 @@ use super::{
 use crate::{
     cgroup,
     config::UserFile,
-    failure::Failure,
+    failure::{Failure, Kind},
     ipc::{Reply, Request, Variable},
     paths,
 };
@@ -56,19 +58,34 @@ pub(crate) fn run(out: &Output, file: UserFile, args: RunArgs) -> Result<ExitCod
         eprintln!("{}", if is_watched { render::connected(&status) } else { render::running(&status) });
     }
     let cgroup = status.scope.cgroup().ok_or_else(|| Failure::internal("the process tree has no cgroup"))?;
+    let daemon = process_file(status.user_daemon.pid);
     let started = translated(&name, variables).and_then(|variables| {
         let own = std::env::current_exe().map_err(|e| Failure::internal(e.to_string()))?;
         let mut enter = Command::new(own);
         enter.arg("enter").arg("--socket").arg(&socket).arg("--cgroup").arg(cgroup).arg("--").args(&command);
         enter.envs(variables.into_iter().map(|variable| (variable.name, variable.value)));
         enter.env(connections::VARIABLE, Used::exactly(&name));
-        child::run(enter).map_err(|e| Failure::internal(format!("cannot start the command: {e}")))
+        child::run(enter, daemon).map_err(|e| Failure::internal(format!("cannot start the command: {e}")))
     });
+    if started.as_ref().is_ok_and(|ended| ended.outlived) {
+        out.warning(&lost(&name, &status.user_daemon.log));
+    }
     // The exit code is the command's, whatever becomes of the connection.
     if let Err(failure) = leave(out, &name, cgroup, quiet) {
         out.warning(&failure);
     }
-    started.map(|status| ExitCode::from(child::code(status)))
+    started.map(|ended| ExitCode::from(child::code(ended.status)))
+}
+
+/// The file of a process, which tells of its end. Where the kernel has none, nobody hears of it.
+fn process_file(pid: u32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()
+}
+
+/// Said when the command has ended: before, the terminal is its own.
+fn lost(name: &str, log: &str) -> Failure {
+    let what = format!("connection {name} ended before the command did, which went on without the cluster");
+    Failure::new(Kind::NotConnected, what, format!("{log} says why"))
 }
 
 /// Variables with the addresses that they have here.

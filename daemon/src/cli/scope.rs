@@ -39,11 +39,20 @@ pub(crate) fn resolve(selector: &ScopeSelector) -> Result<Scope, Failure> {
 fn directory(root: &Path, path: &Path) -> Result<PathBuf, Failure> {
     let below =
         if path.starts_with(root) { path.to_owned() } else { root.join(path.strip_prefix("/").unwrap_or(path)) };
-    if below.is_dir() {
-        return Ok(below);
+    // The root has more names than one: dots lead to it as well.
+    let (root, found) = (root.canonicalize(), below.canonicalize());
+    match (root, found) {
+        (Ok(root), Ok(found)) if found == root => Err(Failure::new(
+            Kind::Usage,
+            format!("{} is the root of the cgroup2 tree, which every process is in", path.display()),
+            "give --scope workstation, of which there is one at a time",
+        )),
+        (Ok(root), Ok(found)) if found.starts_with(&root) && found.is_dir() => Ok(found),
+        _ => {
+            let what = format!("there is no cgroup {}", below.display());
+            Err(Failure::new(Kind::Usage, what, "`systemd-cgls` and /proc/PID/cgroup show what there is"))
+        }
     }
-    let what = format!("there is no cgroup {}", below.display());
-    Err(Failure::new(Kind::Usage, what, "`systemd-cgls` and /proc/PID/cgroup show what there is"))
 }
 
 fn unit(root: &Path, name: &str) -> Result<PathBuf, Failure> {
@@ -92,7 +101,7 @@ mod tests {
     #[test]
     fn what_is_there_is_found() {
         let tree = tempfile::tempdir().unwrap();
-        let root = tree.path();
+        let root = &tree.path().canonicalize().unwrap();
         for path in ["system.slice/db.service/sub", "user.slice/user-7.slice/app.slice/web.scope", "a/x", "b/x.service"]
         {
             std::fs::create_dir_all(root.join(path)).unwrap();
@@ -108,6 +117,11 @@ mod tests {
             assert_eq!(directory(root, &path).unwrap(), root.join("a/x"));
         }
         assert!(directory(root, Path::new("a/y")).unwrap_err().what.ends_with("a/y"));
+        for path in [root.to_owned(), "/".into(), ".".into(), "a/..".into(), root.join("a/x/../..")] {
+            let refused = directory(root, &path).unwrap_err();
+            assert!(refused.next.contains("--scope workstation"), "{path:?}: {refused}");
+        }
+        assert!(directory(root, Path::new("../..")).unwrap_err().what.starts_with("there is no cgroup"));
     }
 
     #[test]

@@ -37,31 +37,52 @@ pub(crate) fn status(out: &Output, used: Option<&Used>) -> Result<ExitCode, Fail
 struct Ended {
     name: String,
     was_connected: bool,
+    /// Why it could not be ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Failure>,
 }
 
 /// `tpx quit`: also fine when nothing is connected.
 pub(crate) fn quit(out: &Output, used: Option<&Used>) -> Result<ExitCode, Failure> {
     let name = connections::chosen(used)?;
     let was_connected = end(&out.progress(), &name)?;
-    out.result(&Ended { name, was_connected }, || {
+    out.result(&Ended { name, was_connected, error: None }, || {
         if was_connected { "Disconnected".into() } else { "Not connected".into() }
     });
     Ok(ExitCode::SUCCESS)
 }
 
-/// `tpx quit --all`.
+/// `tpx quit --all`: one that does not end is in no other's way. The exit code is that of the first.
 pub(crate) fn quit_all(out: &Output) -> Result<ExitCode, Failure> {
-    let mut ended = Vec::new();
-    for name in connections::running()? {
-        ended.push(Ended { was_connected: end(&out.progress(), &name)?, name });
+    let progress = out.progress();
+    let ended = end_all(connections::running()?, |name| end(&progress, name));
+    drop(progress);
+    out.result(&serde_json::json!({ "connections": ended }), || all_ended(&ended));
+    let failures: Vec<Failure> = ended.into_iter().filter_map(|ended| ended.error).collect();
+    if out.is_text() {
+        failures.iter().for_each(|failure| out.failure(failure));
     }
-    out.result(&serde_json::json!({ "connections": ended }), || match &ended[..] {
-        [] => "Not connected".into(),
-        ended => {
-            format!("Disconnected {}", ended.iter().map(|ended| ended.name.as_str()).collect::<Vec<_>>().join(", "))
+    Ok(failures.first().map_or(ExitCode::SUCCESS, |failure| ExitCode::from(failure.kind.exit_code())))
+}
+
+fn end_all(names: Vec<String>, mut end: impl FnMut(&str) -> Result<bool, Failure>) -> Vec<Ended> {
+    let one = |name: String| match end(&name) {
+        Ok(was_connected) => Ended { name, was_connected, error: None },
+        Err(Failure { kind, what, next }) => {
+            let error = Failure::new(kind, format!("cannot end {name}: {what}"), next);
+            Ended { name, was_connected: true, error: Some(error) }
         }
-    });
-    Ok(ExitCode::SUCCESS)
+    };
+    names.into_iter().map(one).collect()
+}
+
+fn all_ended(all: &[Ended]) -> String {
+    let names: Vec<&str> = all.iter().filter(|one| one.error.is_none()).map(|one| one.name.as_str()).collect();
+    match &names[..] {
+        [] if all.is_empty() => "Not connected".into(),
+        [] => "Nothing was disconnected".into(),
+        names => format!("Disconnected {}", names.join(", ")),
+    }
 }
 
 /// Ends a connection; whether there was one. It may end by itself meanwhile.
@@ -133,6 +154,10 @@ pub(crate) fn ask_status(client: &mut Client) -> Result<Status, Failure> {
 
 /// The user daemon called `name`, if it runs.
 pub(crate) fn open(name: &str) -> Result<Option<Client>, Failure> {
+    // An expression that matches none is the name of none.
+    if connections::name(name).is_err() {
+        return Ok(None);
+    }
     let socket = paths::socket(name).map_err(|e| Failure::internal(e.to_string()))?;
     Client::connect(&socket)
 }
@@ -148,4 +173,24 @@ pub(crate) fn unexpected(reply: &Reply) -> Failure {
 /// When it does not run.
 pub(crate) fn client(name: &str) -> Result<Client, Failure> {
     open(name)?.ok_or_else(|| Failure::new(Kind::NotConnected, "not connected", "run `tpx connect`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_does_not_end_is_in_nobodys_way() {
+        let names = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let fails = |name: &str| match name {
+            "b" | "d" => Err(Failure::new(Kind::Host, format!("{name} is stuck"), "wait")),
+            _ => Ok(true),
+        };
+        let ended = end_all(names("a b c d"), fails);
+        assert_eq!(all_ended(&ended), "Disconnected a, c");
+        let errors: Vec<String> = ended.iter().filter_map(|one| Some(one.error.as_ref()?.to_string())).collect();
+        assert_eq!(errors, ["cannot end b: b is stuck; wait", "cannot end d: d is stuck; wait"]);
+        assert_eq!(all_ended(&end_all(names("b"), fails)), "Nothing was disconnected");
+        assert_eq!(all_ended(&[]), "Not connected");
+    }
 }

@@ -84,6 +84,12 @@ impl Addresses {
         }
     }
 
+    /// Whether the policy forbids a flow that asked for `destination`.
+    pub(crate) fn is_denied(&self, destination: SocketAddr) -> bool {
+        let real = self.behind(destination.ip());
+        real.is_ok_and(|real| self.policy().check(SocketAddr::new(real, destination.port())).is_err())
+    }
+
     /// The address by which programs on this laptop reach the cluster's `real`: a virtual one, given out now if need be,
     /// where its subnet has moved.
     ///

@@ -93,9 +93,7 @@ pub(crate) async fn connect(
     })?;
 
     let answered = manager.version(proto::VersionRequest {}).await.map_err(|e| refused(&e))?.into_inner();
-    compatible(VERSION, &answered.version).map_err(|e| {
-        Failure::new(Kind::Manager, e.to_string(), "bring it to this version with `tpx manager install`")
-    })?;
+    compatible(VERSION, &answered.version).map_err(|e| Failure::new(Kind::Manager, e.to_string(), e.next_step()))?;
     let mut visitor =
         Visitor { user: whoami(), namespace: namespace.clone(), addresses_of: denied_namespaces(&early)? };
     let mut open = Open::new(manager, None, &visitor).await.map_err(|e| refused(&e))?;
@@ -317,9 +315,12 @@ fn no_rootd(error: &ConnectError) -> Failure {
 }
 
 fn refused(status: &tonic::Status) -> Failure {
-    let next = match status.code() {
-        Code::FailedPrecondition => "bring it to this version with `tpx manager install`",
-        Code::Unimplemented => "it is of another version: bring it to this one with `tpx manager install`",
+    let next = match (status.code(), status.message().rsplit_once("; ")) {
+        // Versions that do not go together: which of the two is the older one, the manager has found out.
+        (Code::FailedPrecondition, Some((what, next))) => return Failure::new(Kind::Manager, what, next),
+        (Code::FailedPrecondition | Code::Unimplemented, _) => {
+            "it is of another version: bring it to this one with `tpx manager install`"
+        }
         _ => "see `kubectl -n tpx-system logs deploy/traffic-manager`, and try again",
     };
     Failure::new(Kind::Manager, format!("the traffic manager refused: {}", status.message()), next)
@@ -329,4 +330,23 @@ fn refused(status: &tonic::Status) -> Failure {
 fn whoami() -> String {
     let user = std::env::var("USER").unwrap_or_else(|_| rustix::process::geteuid().as_raw().to_string());
     format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_managers_advice_stands_alone() {
+        let mismatch = compatible("0.1.0", "0.2.0").unwrap_err();
+        let status = tonic::Status::failed_precondition(format!("{mismatch}; {}", mismatch.next_step()));
+        let failure = refused(&status);
+        assert_eq!(
+            (failure.what, failure.next),
+            (mismatch.to_string(), "install tpx 0.2.0 on this machine".to_owned())
+        );
+        let failure = refused(&tonic::Status::unimplemented("no such method"));
+        assert!(failure.what.contains("no such method") && failure.next.contains("another version"), "{failure}");
+        assert!(refused(&tonic::Status::resource_exhausted("full")).next.contains("logs"));
+    }
 }

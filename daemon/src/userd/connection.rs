@@ -327,6 +327,7 @@ impl Connection {
             name: self.identity.name.clone(),
             scope: self.identity.scope.clone(),
             plan: self.decided.borrow().plan.clone(),
+            unsteered_name_servers: self.decided.borrow().unanswered.clone(),
             addresses: self.addresses.clone(),
             without: Arc::new(move |ip| network.lookup(ip).into_route()),
             policy: self.wanted.policy(&facts),

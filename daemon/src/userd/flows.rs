@@ -34,6 +34,8 @@ pub(crate) struct FlowCounters {
     open: AtomicU64,
     opened: AtomicU64,
     refused: AtomicU64,
+    denied: AtomicU64,
+    failed: AtomicU64,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
 }
@@ -54,6 +56,16 @@ impl FlowCounters {
         Open(self)
     }
 
+    /// Counts one that is not carried; `is_denied` by the policy.
+    fn turned_away(&self, why: DialFailure, is_denied: bool) {
+        let counter = match why {
+            _ if is_denied => &self.denied,
+            DialFailure::Tunnel => &self.failed,
+            _ => &self.refused,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+
     fn moved(&self, up: u64, down: u64) {
         self.bytes_up.fetch_add(up, Relaxed);
         self.bytes_down.fetch_add(down, Relaxed);
@@ -65,6 +77,8 @@ impl FlowCounters {
             open: self.open.load(Relaxed),
             opened: self.opened.load(Relaxed),
             refused: self.refused.load(Relaxed),
+            denied: self.denied.load(Relaxed),
+            failed: self.failed.load(Relaxed),
             bytes_up: self.bytes_up.load(Relaxed),
             bytes_down: self.bytes_down.load(Relaxed),
         }
@@ -156,7 +170,7 @@ async fn carry_connection(road: Way, knock: Box<dyn Knock>, carrying: Carrying) 
         Ok(found) => found,
         Err(why) => {
             tracing::debug!("{source} -> {destination}: {why}");
-            counters.refused.fetch_add(1, Relaxed);
+            counters.turned_away(why, carrying.addresses.is_denied(destination));
             return knock.refuse(why);
         }
     };
@@ -331,5 +345,22 @@ mod tests {
         // What was decided before anybody asked counts as well.
         let denied = carrying.addresses.denied(target(80));
         assert_eq!(timeout(Duration::from_secs(5), denied).await, Ok(DialFailure::Prohibited));
+    }
+
+    #[test]
+    fn who_turned_a_connection_away_is_counted_apart() {
+        let counters = FlowCounters::default();
+        for (why, is_denied) in [
+            (DialFailure::Refused, false),
+            (DialFailure::TimedOut, false),
+            (DialFailure::Prohibited, false),
+            (DialFailure::Refused, true),
+            (DialFailure::Prohibited, true),
+            (DialFailure::Tunnel, false),
+        ] {
+            counters.turned_away(why, is_denied);
+        }
+        let read = counters.read();
+        assert_eq!((read.refused, read.denied, read.failed), (3, 2, 1));
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Insight {
     pub scope: Scope,
     /// The plan that was applied.
     pub plan: Plan,
+    /// Its name servers that answer themselves.
+    pub unsteered_name_servers: Vec<IpAddr>,
     /// What becomes of every subnet, and the virtual addresses.
     pub addresses: Addresses,
     /// The route that the host would take to an address, if there is one.
@@ -109,7 +111,14 @@ impl Insight {
         let one = |(ip, port): &(IpAddr, Option<u16>)| {
             // Policy rules may prefer a less specific route: only the one that the host would take counts.
             let way: Vec<HostRoute> = (self.without)(*ip).into_iter().collect();
-            let view = View { subnets: &subnets, plan: &self.plan, policy: &policy, vnat: &vnat, routes: &way };
+            let view = View {
+                subnets: &subnets,
+                plan: &self.plan,
+                policy: &policy,
+                unsteered_name_servers: &self.unsteered_name_servers,
+                vnat: &vnat,
+                routes: &way,
+            };
             explain(&view, *ip, *port)
         };
         asked.iter().map(one).collect()

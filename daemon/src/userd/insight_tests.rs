@@ -69,6 +69,7 @@ fn insight(road: Road) -> (Insight, Arc<OneService>) {
         name: "default".into(),
         scope: Scope::Workstation,
         plan,
+        unsteered_name_servers: Vec::new(),
         addresses: Addresses::new(vnat, None, decided),
         without: Arc::new(move |ip| vpn.destination.contains(&ip).then(|| vpn.clone())),
         policy: PolicyConfig::new("cluster.local".parse().unwrap()),

@@ -278,8 +278,15 @@ pub(crate) struct Flows {
     pub open: u64,
     /// Carried so far, the open ones included.
     pub opened: u64,
-    /// Whose `connect()` failed as the cluster said.
+    /// Whose `connect()` failed as the cluster said, or for a virtual address that stands for nothing.
     pub refused: u64,
+    /// Whose `connect()` the user daemon failed because the policy denies it. The kernel's programs deny most before anybody
+    /// could count: `tpx maps dump counters`.
+    #[serde(default)]
+    pub denied: u64,
+    /// Whose `connect()` failed because there was no carrier, or the manager did not answer.
+    #[serde(default)]
+    pub failed: u64,
     /// Bytes from the laptop to the cluster, of ended flows.
     pub bytes_up: u64,
     /// Bytes from the cluster to the laptop, of ended flows.

@@ -5,18 +5,20 @@ use std::time::Duration;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
     Api, Client,
-    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    Installed, MANAGED_BY, NAME, Options, Removed,
-    objects::{Item, items},
+    Installed, Kept, MANAGED_BY, NAME, Options, Removed, contents,
+    objects::{Item, is_ours, items, namespace},
     state::{State, state},
 };
 
 /// How often the cluster is asked while waiting.
 const PAUSE: Duration = Duration::from_millis(250);
+/// How long a namespace that is being removed is waited for. Longer, and something holds it up.
+const LEAVING: Duration = Duration::from_secs(60);
 /// A pod that looks stuck may still recover for this long: a first failed pull is often followed by a good one.
 const STUCK_FOR: Duration = Duration::from_secs(15);
 
@@ -38,6 +40,22 @@ pub enum InstallError {
         what: String,
         /// The API server's words.
         words: String,
+    },
+    /// An object of the same name is somebody else's. Nothing was changed.
+    #[error("{what} is there already, and tpx did not make it")]
+    Foreign {
+        /// The object, as `Kind name`.
+        what: String,
+        /// The manager's namespace.
+        namespace: String,
+    },
+    /// The namespace was deleted before, and stays.
+    #[error("namespace {namespace} is still being removed after {} s", after.as_secs())]
+    Leaving {
+        /// The namespace.
+        namespace: String,
+        /// How long it was waited for.
+        after: Duration,
     },
     /// The manager was installed and does not start.
     #[error("the traffic manager ({image}) does not start: {reason}")]
@@ -73,6 +91,12 @@ impl InstallError {
                 "ask a cluster administrator to run `tpx manager install`: it makes a ClusterRole".to_owned()
             }
             Self::Refused { .. } => "see what an admission policy or quota asks for".to_owned(),
+            Self::Foreign { namespace, .. } => {
+                format!("choose another namespace than {namespace} with `--manager-namespace`")
+            }
+            Self::Leaving { namespace, .. } => {
+                format!("`kubectl get namespace {namespace} -o yaml` says what holds it up, in its conditions")
+            }
             Self::Stuck { reason, .. } if reason.contains("Image") => {
                 "check that the nodes can pull the image, or name another with `--image`".to_owned()
             }
@@ -86,7 +110,8 @@ impl InstallError {
     }
 }
 
-/// Applies all objects and waits until the manager is ready. `progress` is told each step in one line.
+/// Applies all objects and waits until the manager is ready. A namespace that is there already is used as it is. `progress`
+/// is told each step in one line.
 ///
 /// # Errors
 /// [`InstallError`]. What was applied stays: installing again goes on from there.
@@ -95,43 +120,28 @@ pub async fn install(
     options: &Options,
     progress: &mut (dyn FnMut(&str) + Send),
 ) -> Result<Installed, InstallError> {
+    check_free(client, options).await?;
+    let namespace = namespace(options);
+    progress(&format!("applying {}", namespace.title()));
     let mut done = Vec::new();
+    if make_namespace(client, &namespace, progress).await? {
+        done.push(namespace.title());
+    }
     let mut generation = None;
-    let apply = PatchParams::apply(MANAGED_BY).force();
     for item in items(options) {
-        let title = item.title();
-        progress(&format!("applying {title}"));
-        let name = item.object.metadata.name.clone().unwrap_or_default();
-        let api = api(client, &item);
-        let mut result = api.patch(&name, &apply, &Patch::Apply(&item.object)).await;
-        let mut attempts = 0;
-        // A namespace that is still being removed refuses what goes into it.
-        while let Err(kube::Error::Api(status)) = &result
-            && matches!(status.code, 403 | 409)
-            && status.message.contains("being terminated")
-            && attempts < 120
-        {
-            progress(&format!("waiting until namespace {} is gone", options.namespace));
-            attempts += 1;
-            sleep(PAUSE * 2).await;
-            result = match api.patch(&name, &apply, &Patch::Apply(&item.object)).await {
-                Err(kube::Error::Api(status)) if status.code == 404 => {
-                    // It is gone now, and has to be made again.
-                    let namespace = &items(options)[0];
-                    let all = Api::<DynamicObject>::all_with(client.clone(), &namespace.resource);
-                    all.patch(&options.namespace, &apply, &Patch::Apply(&namespace.object))
-                        .await
-                        .map_err(|error| refusal(error, &title))?;
-                    api.patch(&name, &apply, &Patch::Apply(&item.object)).await
-                }
-                result => result,
-            };
-        }
-        let object = result.map_err(|error| refusal(error, &title))?;
+        progress(&format!("applying {}", item.title()));
+        let object = match apply(client, &item).await {
+            // Somebody has just deleted it.
+            Err(InstallError::Forbidden { words, .. } | InstallError::Refused { words, .. }) if is_leaving(&words) => {
+                make_namespace(client, &namespace, progress).await?;
+                apply(client, &item).await?
+            }
+            applied => applied?,
+        };
         if item.resource.kind == "Deployment" {
             generation = object.metadata.generation;
         }
-        done.push(title);
+        done.push(item.title());
     }
     wait(client, options, generation, progress).await?;
     Ok(Installed {
@@ -140,6 +150,61 @@ pub async fn install(
         image: options.image(),
         objects: done,
     })
+}
+
+/// Finds out whether an object that would be applied is somebody else's: another program may call its own the same.
+async fn check_free(client: &Client, options: &Options) -> Result<(), InstallError> {
+    for item in items(options) {
+        let existing = api(client, &item).get_opt(&item.name()).await.map_err(|error| refusal(error, &item.title()))?;
+        if existing.is_some_and(|existing| !is_ours(&existing.metadata)) {
+            return Err(InstallError::Foreign { what: item.title(), namespace: options.namespace.clone() });
+        }
+    }
+    Ok(())
+}
+
+async fn apply(client: &Client, item: &Item) -> Result<DynamicObject, InstallError> {
+    let how = PatchParams::apply(MANAGED_BY).force();
+    let applied = api(client, item).patch(&item.name(), &how, &Patch::Apply(&item.object)).await;
+    applied.map_err(|error| refusal(error, &item.title()))
+}
+
+/// Makes the namespace unless there is one. One that tpx has not made gets no label of tpx's: [`uninstall`] would take it
+/// for its own. One that is being removed is waited for, because nothing can be put into it. Whether it was made.
+async fn make_namespace(
+    client: &Client,
+    item: &Item,
+    progress: &mut (dyn FnMut(&str) + Send),
+) -> Result<bool, InstallError> {
+    let (api, name, start) = (api(client, item), item.name(), Instant::now());
+    let how = PostParams { field_manager: Some(MANAGED_BY.to_owned()), ..PostParams::default() };
+    let mut waits = false;
+    loop {
+        match api.get_opt(&name).await.map_err(|error| refusal(error, &item.title()))? {
+            None => match api.create(&how, &item.object).await {
+                Ok(_) => return Ok(true),
+                // Somebody else was faster.
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(refusal(error, &item.title())),
+            },
+            Some(existing) if existing.metadata.deletion_timestamp.is_none() => return Ok(false),
+            Some(_) if start.elapsed() >= LEAVING => {
+                return Err(InstallError::Leaving { namespace: name, after: LEAVING });
+            }
+            Some(_) => {
+                if !waits {
+                    progress(&format!("waiting until namespace {name} is gone"));
+                    waits = true;
+                }
+                sleep(PAUSE * 2).await;
+            }
+        }
+    }
+}
+
+/// Whether the API server refused an object because its namespace is being removed.
+fn is_leaving(words: &str) -> bool {
+    words.contains("being terminated")
 }
 
 async fn wait(
@@ -212,7 +277,8 @@ fn replica_failure(deployment: &Deployment) -> Option<String> {
     failure.message.clone()
 }
 
-/// Deletes what [`install`] made: the objects of those names that carry tpx's label, the namespace last.
+/// Deletes what [`install`] made: the objects of those names that carry tpx's label, the namespace last, and that only
+/// when nothing of others is in it.
 ///
 /// # Errors
 /// [`InstallError`].
@@ -221,41 +287,35 @@ pub async fn uninstall(
     options: &Options,
     progress: &mut (dyn FnMut(&str) + Send),
 ) -> Result<Removed, InstallError> {
-    let (mut objects, mut kept) = (Vec::new(), Vec::new());
-    for item in items(options).into_iter().rev() {
+    let mut removed = Removed::default();
+    let namespace = std::iter::once(namespace(options));
+    for item in items(options).into_iter().rev().chain(namespace) {
         let title = item.title();
-        let name = item.object.metadata.name.clone().unwrap_or_default();
         let api = api(client, &item);
-        let Some(existing) = api.get_opt(&name).await.map_err(|error| refusal(error, &title))? else { continue };
-        if existing.metadata.deletion_timestamp.is_some() {
+        let existing = api.get_opt(&item.name()).await.map_err(|error| refusal(error, &title))?;
+        // One that is going has been deleted before.
+        let Some(existing) = existing.filter(|existing| existing.metadata.deletion_timestamp.is_none()) else {
+            continue;
+        };
+        if !is_ours(&existing.metadata) {
+            removed.kept.push(Kept { object: title, because: "tpx did not make it".to_owned() });
             continue;
         }
-        let ours = existing.metadata.labels.as_ref().and_then(|labels| labels.get("app.kubernetes.io/managed-by"));
-        if ours.is_none_or(|value| value != MANAGED_BY) {
-            kept.push(title);
-            continue;
-        }
-        if item.resource.kind == "Namespace" && !foreign(client, options).await?.is_empty() {
-            kept.push(title);
+        if item.resource.kind == "Namespace"
+            && let Some(because) = contents::foreign(client, &options.namespace).await?
+        {
+            removed.kept.push(Kept { object: title, because });
             continue;
         }
         progress(&format!("deleting {title}"));
-        match api.delete(&name, &DeleteParams::background()).await {
-            Ok(_) => objects.push(title),
+        match api.delete(&item.name(), &DeleteParams::background()).await {
+            Ok(_) => removed.objects.push(title),
             // Somebody else was faster.
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(refusal(error, &title)),
         }
     }
-    Ok(Removed { objects, kept })
-}
-
-/// Workloads of others in the manager's namespace: it is not ours to delete then.
-async fn foreign(client: &Client, options: &Options) -> Result<Vec<String>, InstallError> {
-    let pods = Api::<Pod>::namespaced(client.clone(), &options.namespace);
-    let selector = format!("app.kubernetes.io/part-of!={MANAGED_BY}");
-    let pods = pods.list_metadata(&ListParams::default().labels(&selector)).await?;
-    Ok(pods.items.into_iter().filter_map(|pod| pod.metadata.name).collect())
+    Ok(removed)
 }
 
 fn api(client: &Client, item: &Item) -> Api<DynamicObject> {
@@ -277,3 +337,6 @@ fn refusal(error: kube::Error, what: &str) -> InstallError {
         error => error.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

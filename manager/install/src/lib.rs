@@ -1,9 +1,10 @@
 //! Puts the traffic manager into a cluster, takes it out again, and finds it.
 //!
 //! What is installed is data ([`objects`]); installing is server-side apply of that data and waiting, so doing it twice
-//! changes nothing and an upgrade is the same command.
+//! changes nothing and an upgrade is the same command. What others have made is neither changed nor deleted.
 #![forbid(unsafe_code)]
 
+mod contents;
 mod find;
 mod install;
 mod objects;
@@ -67,15 +68,24 @@ pub struct Installed {
     pub namespace: String,
     /// Its image.
     pub image: String,
-    /// The objects that were applied, as `Kind name`.
+    /// The objects that were made or applied, as `Kind name`.
     pub objects: Vec<String>,
 }
 
 /// What [`uninstall`] did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Removed {
     /// The objects that were deleted, as `Kind name`. Empty: there was nothing.
     pub objects: Vec<String>,
-    /// Objects of the same names that were left alone because tpx did not make them.
-    pub kept: Vec<String>,
+    /// Objects of the same names that were left alone.
+    pub kept: Vec<Kept>,
+}
+
+/// An object that [`uninstall`] left alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    /// The object, as `Kind name`.
+    pub object: String,
+    /// Why, as the end of a sentence.
+    pub because: String,
 }

@@ -6,6 +6,7 @@ use k8s_openapi::{
         core::v1::{Namespace, Service, ServiceAccount},
         rbac::v1::{ClusterRole, ClusterRoleBinding},
     },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
     serde::de::DeserializeOwned,
 };
 use kube::{
@@ -16,6 +17,12 @@ use serde_json::{Value, json};
 use tpx_api::{CLIENT_CONFIG_FOLDER, CLIENT_CONFIG_MAP, MANAGER_PORT};
 
 use crate::{MANAGED_BY, NAME, Options};
+
+/// Who made an object; the value is [`MANAGED_BY`] for what is ours.
+pub(crate) const LABEL: &str = "app.kubernetes.io/managed-by";
+
+/// The label with the version of what was applied.
+const VERSION: &str = "app.kubernetes.io/version";
 
 /// One object, and where it goes.
 #[derive(Debug, Clone)]
@@ -37,24 +44,40 @@ impl Item {
         Self { resource: ApiResource::erase::<K>(&()), object }
     }
 
+    pub(crate) fn name(&self) -> String {
+        self.object.metadata.name.clone().unwrap_or_default()
+    }
+
     /// `Kind name`, for people.
     pub(crate) fn title(&self) -> String {
-        format!("{} {}", self.resource.kind, self.object.metadata.name.as_deref().unwrap_or_default())
+        format!("{} {}", self.resource.kind, self.name())
     }
 }
 
-/// Everything that [`install`](crate::install) applies, in that order.
+/// Everything that [`install`](crate::install) puts into a cluster, in that order; the first is the namespace.
 #[must_use]
 pub fn objects(options: &Options) -> Vec<DynamicObject> {
-    items(options).into_iter().map(|item| item.object).collect()
+    std::iter::once(namespace(options)).chain(items(options)).map(|item| item.object).collect()
 }
 
+/// Whether tpx has made it.
+pub(crate) fn is_ours(metadata: &ObjectMeta) -> bool {
+    metadata.labels.as_ref().and_then(|labels| labels.get(LABEL)).is_some_and(|value| value == MANAGED_BY)
+}
+
+/// The namespace: made where there is none, and never changed, so that it bears no version.
+pub(crate) fn namespace(options: &Options) -> Item {
+    let mut metadata = metadata(options, &options.namespace, None);
+    metadata["labels"].as_object_mut().expect("labels are an object").remove(VERSION);
+    Item::new::<Namespace>(&json!({ "metadata": metadata }))
+}
+
+/// What is applied: in the namespace, and what belongs to it.
 pub(crate) fn items(options: &Options) -> Vec<Item> {
     let cluster_name = cluster_name(options);
     let namespaced = |name: &str| metadata(options, name, Some(&options.namespace));
     let cluster_wide = |name: &str| metadata(options, name, None);
     vec![
-        Item::new::<Namespace>(&json!({ "metadata": cluster_wide(&options.namespace) })),
         Item::new::<ServiceAccount>(&json!({ "metadata": namespaced(NAME) })),
         // Read-only, and only what the laptops' facts are made of.
         Item::new::<ClusterRole>(&json!({
@@ -99,9 +122,9 @@ fn metadata(options: &Options, name: &str, namespace: Option<&str>) -> Value {
 
 fn labels(options: &Options) -> Value {
     let mut labels = selector();
-    labels["app.kubernetes.io/managed-by"] = json!(MANAGED_BY);
+    labels[LABEL] = json!(MANAGED_BY);
     // A label allows no `+`, which build metadata of a version starts with.
-    labels["app.kubernetes.io/version"] = json!(options.version.replace('+', "_"));
+    labels[VERSION] = json!(options.version.replace('+', "_"));
     labels
 }
 
@@ -142,10 +165,11 @@ fn deployment(options: &Options) -> Value {
                     "startupProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 1, "failureThreshold": 60 },
                     "readinessProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 5 },
                     "livenessProbe": { "tcpSocket": { "port": "api" }, "periodSeconds": 20, "failureThreshold": 3 },
-                    // No CPU limit: throttling would be felt in every round trip.
+                    // No CPU limit: throttling would be felt in every round trip. Memory is taken by what pods and laptops
+                    // do not read, up to a window a laptop (`manager/src/lib.rs`).
                     "resources": {
                         "requests": { "cpu": "50m", "memory": "32Mi" },
-                        "limits": { "memory": "512Mi" },
+                        "limits": { "memory": "1Gi" },
                     },
                 }],
                 // What an administrator wants laptops to be configured with, if anything. Mounted, so that it takes no right
@@ -170,8 +194,9 @@ mod tests {
     fn everything_says_whose_it_is() {
         for object in objects(&Options::default()) {
             let labels = object.metadata.labels.clone().unwrap();
-            assert_eq!(labels["app.kubernetes.io/managed-by"], "tpx", "{object:?}");
-            assert_eq!(labels["app.kubernetes.io/version"], tpx_api::VERSION);
+            assert_eq!(labels[LABEL], "tpx", "{object:?}");
+            let has_version = labels.get(VERSION).is_some_and(|version| version == tpx_api::VERSION);
+            assert_eq!(has_version, object.types.unwrap().kind != "Namespace");
         }
     }
 
@@ -230,7 +255,8 @@ mod tests {
     fn two_managers_share_nothing() {
         let other = Options { namespace: "elsewhere".to_owned(), ..Options::default() };
         let names = |options: &Options| -> Vec<_> {
-            items(options).iter().map(|item| (item.object.metadata.namespace.clone(), item.title())).collect()
+            let all = items(options).into_iter().chain([namespace(options)]);
+            all.map(|item| (item.object.metadata.namespace.clone(), item.title())).collect()
         };
         let first = names(&Options::default());
         assert!(names(&other).iter().all(|name| !first.contains(name)));

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-/// HTTP/2 and heartbeat settings, the same at both ends.
+/// HTTP/2 and heartbeat settings of one end. The default is the laptop's; windows are what the other end may send, so the
+/// manager, which serves many laptops with little memory, has one of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Unread bytes that one stream may send ahead. Bounds what a stalled reader holds in the receiving process.
     pub stream_window: u32,
-    /// Unread bytes of all streams together. Much larger than [`stream_window`](Self::stream_window): streams whose
-    /// readers stall must not starve the others.
+    /// Unread bytes of all streams together. Hundreds of [`stream_window`](Self::stream_window)s: streams whose readers
+    /// stall must not starve the others, and all streams of a laptop share one lane. Takes memory only for bytes that are
+    /// there and that nobody reads.
     pub connection_window: u32,
     /// Largest DATA frame, bytes. A small request waits behind at most one frame of each busy stream. With its headers it
     /// should fit into one write of the TLS layer, which takes 64 KiB.
@@ -27,7 +29,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             stream_window: 2 << 20,
-            connection_window: 64 << 20,
+            connection_window: 512 << 20,
             frame: (56 << 10) - 64,
             send_buffer: 256 << 10,
             streams: 65_536,

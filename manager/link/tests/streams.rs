@@ -248,21 +248,36 @@ async fn a_stalled_reader_stalls_the_writer() {
     }
 }
 
+/// Far more than a stopped debugger, a paused download and a few idle watchers.
+const STALLED: u64 = 100;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_readers_do_not_stall_the_lane() {
     let tunnel = Tunnel::open().await;
     let (listener, address) = listen().await;
-    let mut held = Vec::new();
-    for _ in 0..20 {
+    let (mut held, sent) = (Vec::new(), Arc::new(AtomicU64::new(0)));
+    for _ in 0..STALLED {
         let (app, relayed) = tunnel.flow(address).await;
         let (mut target, _) = listener.accept().await.unwrap();
+        // So that the windows fill, rather than the kernel's buffers.
+        socket2::SockRef::from(&app).set_recv_buffer_size(4 << 10).unwrap();
+        socket2::SockRef::from(&target).set_send_buffer_size(4 << 10).unwrap();
+        let sent = Arc::clone(&sent);
         let writer = tokio::spawn(async move {
             let chunk = vec![7; 64 << 10];
-            while target.write_all(&chunk).await.is_ok() {}
+            while target.write_all(&chunk).await.is_ok() {
+                sent.fetch_add(1, SeqCst);
+            }
         });
         held.push((app, relayed, writer));
     }
-    sleep(Duration::from_secs(1)).await;
+    let mut before = u64::MAX;
+    while before != sent.load(SeqCst) {
+        before = sent.load(SeqCst);
+        sleep(Duration::from_millis(250)).await;
+    }
+    let window = u64::from(Settings::default().stream_window);
+    assert!(before * (64 << 10) > STALLED * window * 9 / 10, "the readers stalled too early: {before} chunks");
     let (mut app, _relayed) = tunnel.flow(address).await;
     let (mut target, _) = listener.accept().await.unwrap();
     target.write_all(&pattern(3, 4 << 20)).await.unwrap();

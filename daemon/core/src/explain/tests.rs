@@ -23,6 +23,7 @@ struct World {
     plan: Plan,
     policy: Policy,
     vnat: Vnat,
+    unsteered: Vec<IpAddr>,
 }
 
 impl World {
@@ -52,12 +53,13 @@ impl World {
         let plan = subnets.plan(Scope::Workstation, road, &inputs.name_servers);
         let mut vnat = Vnat::new("x", subnets.virtual4, subnets.virtual6);
         vnat.import([(ip("10.96.3.7"), ip("246.246.1.7")), (ip("fd20:96::7"), ip("fd74:7078:6e65:7401::7"))]);
-        Self { inputs, subnets, plan, policy: Policy::default(), vnat }
+        Self { inputs, subnets, plan, policy: Policy::default(), vnat, unsteered: Vec::new() }
     }
 
     fn explain(&self, address: IpAddr, port: Option<u16>) -> Explanation {
-        let Self { inputs, subnets, plan, policy, vnat } = self;
-        explain(&View { subnets, plan, policy, vnat, routes: &inputs.host_routes }, address, port)
+        let Self { inputs, subnets, plan, policy, vnat, unsteered: unsteered_name_servers } = self;
+        let routes = &inputs.host_routes;
+        explain(&View { subnets, plan, policy, unsteered_name_servers, vnat, routes }, address, port)
     }
 
     /// prefix | rule | TCP UDP ICMP | translation | device without tpx
@@ -73,6 +75,7 @@ impl World {
             Rule::Subnet { role, mode: Mode::Refused { because } } => format!("{role} refused, {because}"),
             Rule::Exempt(why) => why.to_string(),
             Rule::NameServer => "name server".into(),
+            Rule::UnsteeredNameServer => "unsteered name server".into(),
             Rule::Virtual => "virtual".into(),
             Rule::Own => "own".into(),
             Rule::Reserved(what) => what,
@@ -165,6 +168,13 @@ fn addresses_of_every_kind() {
     for (address, expected) in table {
         assert_eq!(world.line(address), expected, "{address}");
     }
+    // One that nothing could be put in front of answers itself.
+    let unsteered = World { unsteered: vec![ip("192.168.1.53"), ip("10.244.200.53")], ..World::new(Road::Tun) };
+    for (address, device) in [("192.168.1.53", "eth0"), ("10.244.200.53", "eth0")] {
+        let expected = format!("{address}/32 | unsteered name server | host host host | - | {device}");
+        assert_eq!(unsteered.line(&format!("{address} 53")), expected);
+    }
+    assert!(unsteered.line("fd10:244::53 53").contains("| name server | dns dns host |"));
     // With the TUN device alone, only the road is another one.
     let world = World::new(Road::Tun);
     for (address, expected) in table {

@@ -1,7 +1,7 @@
 //! The cgroup2 tree (cgroups(7)): where it is mounted, and whether anybody is in a directory of it.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File},
     io,
     os::{fd::OwnedFd, unix::ffi::OsStringExt as _},
@@ -11,6 +11,17 @@ use std::{
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::sys;
+
+/// Begins the name of every process tree's cgroup; the slot and a number follow.
+pub(super) const TREE: &str = "tpx-tree-";
+
+/// Whether this is the name of a process tree's cgroup, which tpx has made.
+#[must_use]
+pub fn is_tree(name: &OsStr) -> bool {
+    let numbers = name.to_str().and_then(|name| name.strip_prefix(TREE)).and_then(|rest| rest.split_once('-'));
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    numbers.is_some_and(|(slot, n)| number(slot) && number(n))
+}
 
 /// Whether anybody is in a directory or below it, and word of it when that changes.
 #[derive(Debug)]
@@ -94,6 +105,17 @@ fn unescape(field: &[u8]) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_trees() {
+        for name in ["tpx-tree-1-0", "tpx-tree-7-63"] {
+            assert!(is_tree(OsStr::new(name)), "{name}");
+        }
+        for name in ["tpx-tree-1", "tpx-tree--", "tpx-tree-1-x", "tpx-rootd.service", "a-tpx-tree-1-0", "tpx-tree-1-0 "]
+        {
+            assert!(!is_tree(OsStr::new(name)), "{name}");
+        }
+    }
 
     #[test]
     fn events_are_read() {

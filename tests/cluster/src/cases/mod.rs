@@ -8,6 +8,7 @@ mod faults;
 mod floor;
 mod flows;
 mod look;
+mod manager;
 mod maps;
 mod policy;
 mod reach;
@@ -31,6 +32,7 @@ pub(crate) type Case = (&'static str, fn() -> anyhow::Result<()>);
 pub(crate) fn all() -> Vec<Case> {
     let first = [
         wrong::CASES,
+        manager::CASES,
         reach::CASES,
         dns::CASES,
         semantics::CASES,

@@ -34,12 +34,15 @@ pub(super) const CASES: &[Case] = &[
     ("run::what_it_leaves_keeps_the_connection", leftovers),
     ("run::quit_before_the_leftovers_end", quit_early),
     ("run::inside_of_another_run", nested),
+    ("run::connect_inside_is_refused", connect_inside),
+    ("run::quit_all_inside", quit_inside),
     ("run::beside_the_workstation", beside),
     ("run::raw_addresses_where_a_vpn_has_them", raw),
     ("run::virtual_addresses_when_asked", asked),
     ("run::fifty_times", fifty),
     ("run::the_command_line_is_killed", killed),
     ("run::a_daemon_is_killed", crash),
+    ("run::a_lost_connection_is_said", lost),
 ];
 
 /// What is left of all that where programs cannot be had.
@@ -51,6 +54,26 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 s.settimeout(5)
 s.sendto(b'hello', ('echo.default', 7))
 print(s.recv(99).decode())";
+
+/// Presses Ctrl-C in a terminal whose foreground is `tpx run`; says how often the command has heard it.
+const CTRL_C: &str = r#"import os, pty, time
+inner = r'n=0; trap "n=\$((n+1))" INT; echo armed; i=0; while [ $i -lt 30 ]; do sleep 0.1; i=$((i+1)); done; echo heard $n'
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp('tpx', ['tpx', 'run', '-q', '--', 'sh', '-c', inner])
+said, pressed = b'', False
+while b'heard' not in said or not said.endswith(b'\n'):
+    try:
+        data = os.read(terminal, 1024)
+    except OSError:
+        break
+    said += data
+    if b'armed' in said and not pressed:
+        time.sleep(0.3)
+        os.write(terminal, b'\x03')
+        pressed = True
+os.waitpid(pid, 0)
+print(said.decode().replace('\r', '').replace('^C', '').strip().splitlines()[-1])"#;
 
 /// `tpx run` of a shell's script.
 fn tree(flags: &[&str], script: &str) -> Result<Ended> {
@@ -201,7 +224,8 @@ fn codes() -> Result<()> {
 }
 
 fn signals() -> Result<()> {
-    let looping = |trap: &str| format!("trap '{trap}' TERM INT; echo armed; while :; do sleep 0.05; done");
+    let looping =
+        |trap: &str| format!("trap '{trap}' TERM INT QUIT USR1 USR2; echo armed; while :; do sleep 0.05; done");
     let armed = |trap: &str| -> Result<Waiting> {
         let mut waiting = Waiting::start(&[], &looping(trap))?;
         waiting.go_on()?;
@@ -210,18 +234,25 @@ fn signals() -> Result<()> {
     };
     let code = |waiting: &mut Waiting| wait(&mut waiting.child, Duration::from_secs(30)).map(|status| status.code());
     // Sent to the command line alone: passed on.
-    let mut waiting = armed("exit 9")?;
-    kill_process(waiting.pid(), Signal::TERM)?;
-    ensure!(code(&mut waiting)? == Some(9), "SIGTERM");
+    // There is no terminal here whose keys could have sent them.
+    for signal in [Signal::TERM, Signal::USR1, Signal::USR2, Signal::INT, Signal::QUIT] {
+        let mut waiting = armed("exit 9")?;
+        kill_process(waiting.pid(), signal)?;
+        ensure!(code(&mut waiting)? == Some(9), "{signal:?}");
+    }
     let mut waiting = armed("")?;
     kill_process(waiting.pid(), Signal::HUP)?;
     ensure!(code(&mut waiting)? == Some(129), "SIGHUP");
-    // Sent to the whole group, as Ctrl-C is: the command decides, and the daemons that were started here do not hear it.
+    // Sent to the whole group: the command decides, and the daemons that were started here do not hear it. Without a terminal,
+    // the command line cannot know that the command has heard it already.
     laptop::quit()?;
     residue::nothing_left()?;
-    let mut waiting = armed("curl -sS -m 10 -o /dev/null http://web-app; exit $((5 + $?))")?;
+    let mut waiting = armed("trap : INT; curl -sS -m 10 -o /dev/null http://web-app; exit $((5 + $?))")?;
     kill_process_group(waiting.pid(), Signal::INT)?;
     ensure!(code(&mut waiting)? == Some(5), "SIGINT");
+    // Ctrl-C is heard by everybody in the foreground of a terminal, and by each once.
+    let pressed = run(Command::new("python3").args(["-c", CTRL_C]))?.success()?;
+    ensure!(pressed == "heard 1\n", "{pressed:?}");
     // What was ignored stays so, as under nohup.
     let ended = sh("trap '' HUP; tpx run -q -- sh -c 'kill -HUP $PPID; kill -HUP $$; sleep 0.1; exit 4'")?;
     ensure!(ended.code() == 4, "{ended:?}");
@@ -323,6 +354,26 @@ fn nested() -> Result<()> {
     let names: Vec<&str> =
         all["connections"].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).collect();
     ensure!(names == ["inner", "outer"], "{all}");
+    residue::nothing_left()
+}
+
+/// Its daemon would be in the tree, and keep it.
+fn connect_inside() -> Result<()> {
+    laptop::quit()?;
+    let ended = tree(&["--name", "around"], "tpx connect; code=$?; tpx connect --scope user:root || exit $code")?;
+    let refused = ended.stderr.lines().filter(|line| line.starts_with("error: ") && line.contains("`tpx run`"));
+    ensure!(ended.code() == 2 && refused.count() == 2, "{ended:?}");
+    ensure!(ended.stderr.contains("connection around") && ended.stderr.contains("another terminal"), "{ended:?}");
+    residue::nothing_left()
+}
+
+/// All, although the environment names one. The command goes on.
+fn quit_inside() -> Result<()> {
+    laptop::quit()?;
+    let ended = tree(&["--name", "around"], "tpx quit --all && tpx quit --format json")?;
+    ensure!(ended.code() == 0 && ended.stdout.contains("Disconnected around"), "{ended:?}");
+    let last: Value = serde_json::from_str(&ended.stdout[ended.stdout.find('{').context("no document")?..])?;
+    ensure!(last["name"] == "around" && last["was_connected"] == false, "{last}");
     residue::nothing_left()
 }
 
@@ -428,6 +479,18 @@ fn crash() -> Result<()> {
         residue::nothing_at_work().with_context(|| what.to_owned())?;
     }
     ensure!(tree(&[], "curl -sS -m 10 http://web-app")?.success()?.contains(TITLE), "not after the crashes");
+    residue::nothing_left()
+}
+
+fn lost() -> Result<()> {
+    laptop::quit()?;
+    residue::nothing_left()?;
+    let ended = tree(&["-q", "--name", "lost"], "kill -9 $(pgrep -f '[u]serd --name lost'); sleep 1; exit 3")?;
+    let said = ended.stderr.lines().next().unwrap_or_default();
+    ensure!(ended.code() == 3 && ended.stderr.lines().count() == 1, "{ended:?}");
+    ensure!(said.contains("connection lost ended before the command did") && said.contains("lost.log"), "{said}");
+    residue::nothing_at_work()?;
+    ensure!(tree(&[], "true")?.code() == 0);
     residue::nothing_left()
 }
 

@@ -82,6 +82,10 @@ fn missing() -> Result<()> {
     let _groups = [Group::make("tpx-test/a/twice.service")?, Group::make("tpx-test/b/twice.service")?];
     for (scope, words) in [
         ("cgroup:nowhere", &["no cgroup", "/nowhere"][..]),
+        ("cgroup:/", &["root of the cgroup2 tree", "--scope workstation"]),
+        ("cgroup:.", &["root of the cgroup2 tree", "--scope workstation"]),
+        ("cgroup:/sys/fs/cgroup", &["root of the cgroup2 tree", "--scope workstation"]),
+        ("cgroup:tpx-test/..", &["root of the cgroup2 tree", "--scope workstation"]),
         ("unit:nothing", &["no unit nothing runs", "nothing.service"]),
         ("unit:twice", &["could be any of", "a/twice.service", "b/twice.service", "cgroup:PATH"]),
         ("user:mallory", &["mallory runs nothing", "user-1001.slice"]),

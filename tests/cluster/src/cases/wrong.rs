@@ -102,8 +102,10 @@ fn other_version() -> Result<()> {
     laptop::quit()?;
     let image = std::env::var("TPX_OTHER_MANAGER").context("TPX_OTHER_MANAGER names the image")?;
     sh(&format!("tpx manager install --manager-namespace tpx-other --image {image}"))?.success()?;
-    let result =
-        fails("connect --manager-namespace tpx-other", 6, &["version", tpx_version()?.as_str(), "tpx manager install"]);
+    // It is the newer one.
+    let own = tpx_version()?;
+    let words = ["version", own.as_str(), "version 99.", "; install tpx 99."];
+    let result = fails("connect --manager-namespace tpx-other", 6, &words);
     sh("tpx manager uninstall --manager-namespace tpx-other")?.success()?;
     result
 }

@@ -207,6 +207,9 @@ pub(crate) fn failing(world: &World) -> Result<()> {
     let scoped = |scope| Plan { scope, ..plan(world) };
     try_it("no such cgroup", &scoped(Scope::Cgroup(world.tree().join("nowhere"))))?;
     try_it("no cgroup", &scoped(Scope::Cgroup("/mnt".into())))?;
+    // Every process, in the place of the workstation's slot.
+    try_it("the whole tree", &scoped(Scope::Cgroup(world.tree().into())))?;
+    try_it("the whole tree, by dots", &scoped(Scope::Cgroup(world.tree().join("in/.."))))?;
     try_it("a default route", &Plan { steer: vec!["::/0".parse()?], ..plan(world) })?;
     // Anybody may have one of the ports that questions arrive at, at all addresses.
     let mut taken = vec![UdpSocket::bind(("0.0.0.0", DNS_PORTS[0]))?];

@@ -23,7 +23,8 @@ pub(super) fn open(path: &Path) -> Result<(PathBuf, File), HostError> {
     let root = root().map_err(|e| system("find the root of the cgroup2 tree", e))?;
     let outside = || HostError::Refused(format!("{path:?} is not in the cgroup2 tree at {}", root.display()));
     let inside = path.strip_prefix(&root).map_err(|_| outside())?;
-    if inside.as_os_str().is_empty() {
+    // Also by dots, which may lead there.
+    if inside.as_os_str().is_empty() || inside.components().any(|part| !matches!(part, Component::Normal(_))) {
         // It would have a slot of its own beside the workstation's, and mark the sockets of all.
         return Err(HostError::Refused(format!("{path:?} is the root of the cgroup2 tree: that is the workstation")));
     }
@@ -75,7 +76,11 @@ mod tests {
 
     #[test]
     fn nothing_outside_is_opened() {
-        assert!(matches!(open(Path::new("/proc/1/fd/0")), Err(HostError::Refused(_) | HostError::System { .. })));
+        let outside = |path: &Path| matches!(open(path), Err(HostError::Refused(_) | HostError::System { .. }));
+        assert!(outside(Path::new("/proc/1/fd/0")));
+        // Without a tree, nothing can be opened either.
+        let whole = root().unwrap_or_else(|_| "/sys/fs/cgroup".into());
+        assert!(outside(&whole) && outside(&whole.join(".")) && outside(&whole.join("a/..")));
         let tree = std::env::temp_dir().join(format!("tpx-cgroup-{}", std::process::id()));
         fs::create_dir_all(tree.join("a/b")).unwrap();
         fs::write(tree.join("file"), "").unwrap();

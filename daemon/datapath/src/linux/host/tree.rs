@@ -21,10 +21,11 @@ use rustix::{
 use tpx_ebpf_abi::slot::Slot;
 
 use super::{cgroup, process::Process, system};
-use crate::HostError;
+use crate::{
+    HostError,
+    linux::cgroup::{TREE, is_tree},
+};
 
-/// Begins the name of every cgroup that is made here; the slot and a number follow.
-const PREFIX: &str = "tpx-tree-";
 /// Trees of one slot that may lie side by side: those whose processes could not be moved, and those around a live one.
 const NAMES: u32 = 64;
 /// How often a cgroup is emptied again because processes in it went on to make others, and the pause in between.
@@ -61,7 +62,7 @@ impl Tree {
         let make = || -> io::Result<Self> {
             let parent = cgroup::beneath(&root, &inside)?;
             for n in 0..NAMES {
-                let name = format!("{PREFIX}{}-{n}", slot.index());
+                let name = format!("{TREE}{}-{n}", slot.index());
                 match mkdirat(&parent, &name, Mode::from_raw_mode(0o755)) {
                     // Left behind by a session that could not remove it.
                     Err(Errno::EXIST) => continue,
@@ -90,7 +91,7 @@ impl Drop for Tree {
         }
         // It may have been the last thing in trees that have ended before it.
         let mut child = self.path.as_path();
-        while let Some(path) = child.parent().filter(|path| is_ours(path.file_name().and_then(|name| name.to_str()))) {
+        while let Some(path) = child.parent().filter(|path| path.file_name().is_some_and(is_tree)) {
             if path.parent().is_none_or(|around| remove_if_dead(around, path).is_err()) {
                 break;
             }
@@ -105,7 +106,7 @@ impl Drop for Tree {
 /// [`HostError::Refused`] for any other path, or when the process is too far away from it; [`HostError::System`] when it is
 /// gone or the kernel says no.
 pub fn enter(path: &Path, process: &Process, uid: u32) -> Result<(), HostError> {
-    if !is_ours(path.file_name().and_then(|name| name.to_str())) {
+    if !path.file_name().is_some_and(is_tree) {
         return Err(HostError::Refused(format!("{path:?} is no process tree of tpx")));
     }
     let (_, directory) = cgroup::open(path)?;
@@ -152,7 +153,7 @@ fn sweep_in(directory: BorrowedFd<'_>, depth: u32, left: &mut u32, until: Instan
         sweep_in(child.as_fd(), depth - 1, left, until);
         // What somebody else has made under such a name is theirs.
         let made_here = fstat(&child).is_ok_and(|stat| stat.st_uid == geteuid().as_raw());
-        if made_here && is_ours(Some(&name)) && is_dead(&child) {
+        if made_here && is_tree(name.as_ref()) && is_dead(&child) {
             match remove(directory, &name, directory, depth) {
                 Ok(()) => tracing::info!("removed the cgroup {name} of a session that was killed"),
                 Err(e) => tracing::warn!("cannot remove the cgroup {name} of a session that was killed: {e}"),
@@ -165,13 +166,6 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 
 fn open(parent: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
     Ok(openat(parent, name, DIRECTORY, Mode::empty())?)
-}
-
-/// Whether this is the name of a process tree's cgroup.
-fn is_ours(name: Option<&str>) -> bool {
-    let numbers = name.and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| rest.split_once('-'));
-    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    numbers.is_some_and(|(slot, n)| number(slot) && number(n))
 }
 
 /// Whether no session has it.
@@ -202,7 +196,7 @@ fn remove(parent: BorrowedFd<'_>, name: &str, around: BorrowedFd<'_>, depth: u32
             if depth == 0 {
                 return Err(Errno::LOOP.into());
             }
-            let alive = is_ours(Some(&child)) && !open(directory.as_fd(), &child).is_ok_and(|child| is_dead(&child));
+            let alive = is_tree(child.as_ref()) && !open(directory.as_fd(), &child).is_ok_and(|child| is_dead(&child));
             if !alive {
                 remove(directory.as_fd(), &child, around, depth - 1)?;
             }
@@ -272,18 +266,6 @@ fn children(directory: BorrowedFd<'_>) -> io::Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_of_ours() {
-        for name in ["tpx-tree-1-0", "tpx-tree-7-63"] {
-            assert!(is_ours(Some(name)), "{name}");
-        }
-        for name in ["tpx-tree-1", "tpx-tree--", "tpx-tree-1-x", "tpx-rootd.service", "a-tpx-tree-1-0", "tpx-tree-1-0 "]
-        {
-            assert!(!is_ours(Some(name)), "{name}");
-        }
-        assert!(!is_ours(None));
-    }
 
     #[test]
     fn nobody_leaves_what_confines_him() {
