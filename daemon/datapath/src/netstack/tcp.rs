@@ -26,6 +26,10 @@ const DEFAULT_MSS: u16 = 536;
 const LEAST_V4: u16 = 552 - 40;
 const LEAST_V6: u16 = 1280 - 60;
 
+/// Flags of a segment (RFC 9293, 3.1).
+const FIN: u8 = 0x01;
+const PUSH: u8 = 0x08;
+
 /// See [`TcpFlow::guard_the_end`]; about a retransmission timeout.
 const END_GUARD: Duration = Duration::from_secs(1);
 
@@ -342,10 +346,13 @@ impl TcpFlow {
             if let Some(mss) = segment.mss_at().filter(|_| segment.is_syn()) {
                 out.packet_mut()[at + 20 + mss..][..2].copy_from_slice(&self.own_mss.to_be_bytes());
             } else if matches!(self.socket().state(), State::Closing | State::TimeWait) {
-                // Without what it carried.
+                // Without what it carried, the FIN included: by the time this is sent the peer has acknowledged that, and
+                // would not look at an acknowledgement that comes with it again (RFC 9293, 3.10.7.4).
                 let mut last = view.packet[..view.packet.len() - segment.payload.len()].to_vec();
-                let sequence = segment.sequence.wrapping_add(segment.payload.len() as u32);
+                let carried = segment.payload.len() as u32 + u32::from(segment.is_fin());
+                let sequence = segment.sequence.wrapping_add(carried);
                 last[at + 4..at + 8].copy_from_slice(&sequence.to_be_bytes());
+                last[at + 13] &= !(FIN | PUSH);
                 packet::finish(&mut last, at, TCP);
                 self.farewell = Some(last);
             }

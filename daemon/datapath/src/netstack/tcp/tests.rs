@@ -269,6 +269,12 @@ fn exchange(v4: bool, up: usize, down: usize, loss: u64, twice: u64, seed: u64) 
     assert!(flow.unwrap().is_finished());
 }
 
+/// Both ended at once, and the peer did not hear that its end was heard.
+#[test]
+fn an_end_is_acknowledged_again() {
+    exchange(true, 180_713, 241_869, 0, 0, 11_965_571_926_871_064_990);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
