@@ -1,8 +1,10 @@
 //! Contexts and helpers of the kernel, in terms that the programs use.
 
+mod filter;
 mod frame;
+mod lookup;
 
-use core::mem::MaybeUninit;
+use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -10,14 +12,16 @@ use aya_ebpf::{
     helpers::generated::{
         bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_get_ns_current_pid_tgid,
         bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval, bpf_setsockopt, bpf_skb_load_bytes,
-        bpf_skb_load_bytes_relative,
     },
-    maps::{HashMap, ring_buf::RingBufEntry},
-    programs::{SkBuffContext, SkLookupContext, SockAddrContext, SockContext, SockOpsContext},
+    programs::{SockAddrContext, SockContext, SockOpsContext},
 };
-use tpx_ebpf_abi::{Counter, Flow, IP_HEADER_MAX, Kind, Owner, Pids, SynRecord, Verdict, mark, slot::Slot, v4_mapped};
+use tpx_ebpf_abi::{Counter, Flow, Kind, Owner, Pids, mark, slot::Slot, v4_mapped};
 
-pub(crate) use self::frame::{ETHERNET, Frame, Route};
+pub(crate) use self::{
+    filter::{Packet, copied, released, seen},
+    frame::{ETHERNET, Frame, Route},
+    lookup::Lookup,
+};
 use crate::maps::{
     BYPASS, NETNS_COOKIE, PID_DEVICE, PID_INODE, PIDS, RETVAL, count, member_mark, own_slot, reinject_mark,
 };
@@ -30,8 +34,6 @@ const SOCK_STREAM: u32 = 1;
 const SOL_SOCKET: i32 = 1;
 const SO_BINDTODEVICE: i32 = 25;
 const SO_MARK: i32 = 36;
-/// BPF_HDR_START_NET: offsets count from the IP header.
-const HDR_START_NET: u32 = 1;
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
@@ -350,181 +352,15 @@ impl Opening<'_> {
     }
 }
 
-/// A packet that looks for its socket.
-pub(crate) struct Lookup<'a>(pub(crate) &'a SkLookupContext);
-
-impl Lookup<'_> {
-    /// Whether it is TCP, else UDP.
-    #[inline(always)]
-    pub(crate) fn is_tcp(&self) -> bool {
-        // SAFETY: the kernel's context lives as long as the program runs; so below.
-        unsafe { (*self.0.lookup).protocol == IPPROTO_TCP }
-    }
-
-    /// Its destination port.
-    #[inline(always)]
-    pub(crate) fn port(&self) -> u16 {
-        // SAFETY: as above. In host order.
-        unsafe { (*self.0.lookup).local_port as u16 }
-    }
-
-    /// Whether it is IPv4, else IPv6.
-    #[inline(always)]
-    pub(crate) fn is_v4(&self) -> bool {
-        // SAFETY: as above.
-        unsafe { (*self.0.lookup).family == AF_INET }
-    }
-
-    /// Its IPv4 destination.
-    #[inline(always)]
-    pub(crate) fn ip4(&self) -> [u8; 4] {
-        // SAFETY: as above.
-        unsafe { (*self.0.lookup).local_ip4 }.to_ne_bytes()
-    }
-
-    /// Its IPv6 destination.
-    #[inline(always)]
-    pub(crate) fn ip6(&self) -> [u8; 16] {
-        // SAFETY: as above.
-        unsafe { words(&raw const (*self.0.lookup).local_ip6) }
-    }
-
-    /// The slot that its source is the own address of.
-    #[inline(always)]
-    pub(crate) fn source_slot(&self) -> Option<Slot> {
-        // SAFETY: as above.
-        unsafe {
-            if self.is_v4() {
-                Slot::of4((*self.0.lookup).remote_ip4.to_ne_bytes())
-            } else {
-                Slot::of6(words(&raw const (*self.0.lookup).remote_ip6))
-            }
-        }
-    }
-
-    /// Its addresses.
-    #[inline(always)]
-    pub(crate) fn flow(&self) -> Flow {
-        // SAFETY: as above.
-        let (src, dst) = unsafe {
-            if self.is_v4() {
-                (v4_mapped((*self.0.lookup).remote_ip4.to_ne_bytes()), v4_mapped(self.ip4()))
-            } else {
-                (words(&raw const (*self.0.lookup).remote_ip6), self.ip6())
-            }
-        };
-        let [s, t, d, e] = self.ports();
-        Flow { src, dst, sport: [s, t], dport: [d, e] }
-    }
-
-    /// Whether another program has found it a socket already.
-    #[inline(always)]
-    pub(crate) fn is_assigned(&self) -> bool {
-        // SAFETY: as above.
-        unsafe { !(*self.0.lookup).__bindgen_anon_1.__bindgen_anon_1.sk.is_null() }
-    }
-
-    /// Source and destination port, in network order, as the TCP header begins.
-    #[inline(always)]
-    pub(crate) fn ports(&self) -> [u8; 4] {
-        // SAFETY: as above. Kernels before 5.18 know the source port as a word only; all fill it up with zeros.
-        let source = unsafe { (&raw const (*self.0.lookup).remote_port).cast::<u32>().read_volatile() }.to_ne_bytes();
-        let destination = self.port().to_be_bytes();
-        [source[0], source[1], destination[0], destination[1]]
-    }
-
-    /// Index of the device it arrived on.
-    #[inline(always)]
-    pub(crate) fn ingress_device(&self) -> u32 {
-        // SAFETY: as above.
-        unsafe { (*self.0.lookup).ingress_ifindex }
-    }
-}
-
-/// A packet inside a filter of a TCP socket.
-pub(crate) struct Packet<'a>(pub(crate) &'a SkBuffContext);
-
-impl Packet<'_> {
-    /// Bytes from the TCP header on.
-    #[inline(always)]
-    pub(crate) fn len(&self) -> u32 {
-        self.0.len()
-    }
-
-    /// The packet's mark.
-    #[inline(always)]
-    pub(crate) fn mark(&self) -> u32 {
-        // SAFETY: the kernel's context lives as long as the program runs.
-        unsafe { (*self.0.skb.skb).mark }
-    }
-
-    /// Bytes from the TCP header on.
-    #[inline(always)]
-    pub(crate) fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
-        let mut to = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: room for N bytes; they are initialised when the helper returns 0.
-        unsafe {
-            (bpf_skb_load_bytes(self.0.as_ptr(), at, to.as_mut_ptr().cast(), N as u32) == 0).then(|| to.assume_init())
-        }
-    }
-
-    /// Bytes from the IP header on. Reaches that header only: the helper does not follow paged data.
-    #[inline(always)]
-    pub(crate) fn load_ip<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
-        let mut to = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: as in `load`.
-        unsafe {
-            let r = bpf_skb_load_bytes_relative(self.0.as_ptr(), at, to.as_mut_ptr().cast(), N as u32, HDR_START_NET);
-            (r == 0).then(|| to.assume_init())
-        }
-    }
-}
-
-/// Fills a ring buffer record; `ip` and `tcp` are the lengths of the IP header and of all that follows, at most
-/// [`IP_HEADER_MAX`] and `N` less that.
+/// Bytes of a packet, from where its context says that it begins.
+///
+/// # Safety
+/// `context` is that of a packet.
 #[inline(always)]
-pub(crate) fn copied<const N: usize>(
-    packet: &Packet<'_>,
-    entry: &mut RingBufEntry<SynRecord<N>>,
-    flow: &Flow,
-    ip: u32,
-    tcp: u32,
-) -> bool {
-    let e = entry.as_mut_ptr();
-    // SAFETY: the record is ours until it is submitted; the verifier checks the bounds that the caller promises.
-    unsafe {
-        (*e).flow = *flow;
-        (*e).ip_header = ip as u16;
-        (*e).len = (ip + tcp) as u16;
-        let to = (&raw mut (*e).packet).cast::<u8>();
-        if bpf_skb_load_bytes_relative(packet.0.as_ptr(), 0, to.cast(), ip, HDR_START_NET) != 0
-            || bpf_skb_load_bytes(packet.0.as_ptr(), 0, to.add(IP_HEADER_MAX).cast(), tcp) != 0
-        {
-            return false;
-        }
-        if ip == 40 && *to >> 4 == 6 {
-            // Extension headers are left out: TCP comes next.
-            *to.add(6) = IPPROTO_TCP as u8;
-        }
-    }
-    true
-}
-
-/// Whether the flow's SYNs may pass, if it is known; counts the repetition.
-#[inline(always)]
-pub(crate) fn seen(held: &HashMap<Flow, Verdict>, flow: &Flow) -> Option<bool> {
-    let verdict = held.get_ptr_mut(flow)?;
-    // SAFETY: the kernel gave a valid pointer; a lost increment between two CPUs only miscounts.
-    unsafe {
-        (*verdict).syns += 1;
-        Some((*verdict).pass != 0)
-    }
-}
-
-/// Whether the daemon has let the flow through and not taken the connection yet.
-#[inline(always)]
-pub(crate) fn released(held: &HashMap<Flow, Verdict>, flow: &Flow) -> bool {
-    found(held.get_ptr(flow)).is_some_and(|verdict| verdict.pass != 0)
+unsafe fn load<const N: usize>(context: *mut c_void, at: u32) -> Option<[u8; N]> {
+    let mut to = MaybeUninit::<[u8; N]>::uninit();
+    // SAFETY: room for N bytes; they are initialised when the helper returns 0.
+    unsafe { (bpf_skb_load_bytes(context, at, to.as_mut_ptr().cast(), N as u32) == 0).then(|| to.assume_init()) }
 }
 
 /// The value that a map look-up found.

@@ -9,12 +9,13 @@ use aya_ebpf::{
         bpf_fib_lookup,
     },
     helpers::generated::{
-        bpf_clone_redirect, bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_skb_change_head, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_skb_change_head, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use tpx_ebpf_abi::{Station, mark};
+
+use super::load;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -91,11 +92,8 @@ impl Frame<'_> {
     /// Bytes from the device's header on.
     #[inline(always)]
     pub(crate) fn load<const N: usize>(&self, at: u32) -> Option<[u8; N]> {
-        let mut to = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: room for N bytes; they are initialised when the helper returns 0.
-        unsafe {
-            (bpf_skb_load_bytes(self.0.as_ptr(), at, to.as_mut_ptr().cast(), N as u32) == 0).then(|| to.assume_init())
-        }
+        // SAFETY: it is a packet's context.
+        unsafe { load(self.0.as_ptr(), at) }
     }
 
     /// Where the host would route a packet that came in here.
