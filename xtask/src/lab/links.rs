@@ -24,6 +24,12 @@ link set laptop0 up
     ip(laptop, &format!("addr add {laptop_ip}/30 dev {link}\nlink set {link} up\n"))
 }
 
+/// Takes a cable away from the laptop, both ends of it. It would go with the node's network namespace, but that may live on for
+/// minutes after the last process: connections whose other side has gone are sent again and again.
+pub(crate) fn cut(laptop: u32, link: &str) -> Result<()> {
+    ip(laptop, &format!("link del {link}\n"))
+}
+
 /// Connects *internet* with the laptop.
 pub(crate) fn internet(internet: u32, laptop: u32) -> Result<()> {
     // The name server and the web server have their addresses on the far `lo` already.

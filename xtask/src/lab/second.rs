@@ -18,7 +18,7 @@ const LISTS: [&str; 3] = ["clusters", "users", "contexts"];
 pub(crate) fn join(first: &Lab, second: &Lab) -> Result<()> {
     wait_for("the laptop", Duration::from_secs(30), || Ok(state::pid(first, Part::Laptop).is_ok()))?;
     marked(first, Part::Laptop, "network", Duration::from_secs(15))?;
-    cable_gone(first, second)?;
+    cut(first, second)?;
     links::cluster(state::pid(second, Part::Node)?, state::pid(first, Part::Laptop)?, second.cluster())?;
     let mut all = kubeconfig(first)?;
     let more = kubeconfig(second)?;
@@ -38,14 +38,18 @@ pub(crate) fn leave(first: &Lab, second: &Lab) -> Result<()> {
         return Ok(());
     }
     show(first, &kubeconfig(first)?)?;
-    cable_gone(first, second)
+    cut(first, second)
 }
 
-/// The cable goes with the node, some time after its last process.
-fn cable_gone(first: &Lab, second: &Lab) -> Result<()> {
+/// Takes away the cable of a node that is gone, if it is still there.
+fn cut(first: &Lab, second: &Lab) -> Result<()> {
     let (laptop, link) = (state::pid(first, Part::Laptop)?, second.cluster().link);
     let end = format!("/proc/{laptop}/root/sys/class/net/{link}");
-    wait_for(&format!("the end of the old {link}"), Duration::from_secs(15), || Ok(!fs::exists(&end)?))
+    match links::cut(laptop, link) {
+        // It goes by itself as well.
+        Err(_) if !fs::exists(&end)? => Ok(()),
+        done => done,
+    }
 }
 
 /// What the lab's laptop gets when it comes up.
