@@ -22,6 +22,8 @@ const RUNTIMES: [&str; 3] = ["docker", "podman", "nerdctl"];
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A device is there before the runtime says so.
 const SOON: Duration = Duration::from_secs(1);
+/// When one that did not answer is asked again.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Containers that use each other's network, one after the other.
 const DEPTH: usize = 4;
 
@@ -138,17 +140,29 @@ impl Container {
     ) -> (watch::Receiver<Vec<IpAddr>>, impl Future<Output = ()> + Send) {
         let (tell, place) = watch::channel(self.addresses());
         let following = async move {
-            while looks.changed().await.is_ok() {
-                self.look(&tell).await;
-                tokio::time::sleep(SOON).await;
-                self.look(&tell).await;
+            let mut answered = true;
+            loop {
+                // A runtime that does not answer may be back without any other news.
+                let patience = if answered { Duration::MAX } else { AGAIN };
+                match timeout(patience, looks.changed()).await {
+                    Ok(Err(_)) => return,
+                    Ok(Ok(())) => {
+                        self.look(&tell).await;
+                        tokio::time::sleep(SOON).await;
+                    }
+                    Err(_) => {}
+                }
+                answered = self.look(&tell).await;
             }
         };
         (place, following)
     }
 
-    async fn look(&mut self, tell: &watch::Sender<Vec<IpAddr>>) {
-        self.network = match inspect(self.runtime, &self.name).await {
+    /// Whether the runtime has answered. Where it has not, the container is nowhere: its address may be another's by now.
+    async fn look(&mut self, tell: &watch::Sender<Vec<IpAddr>>) -> bool {
+        let found = inspect(self.runtime, &self.name).await;
+        let answered = found.is_ok();
+        self.network = match found {
             Ok(Network::Host(_)) | Err(_) => Network::Stopped,
             Ok(network) => network,
         };
@@ -161,6 +175,7 @@ impl Container {
             }
             new
         });
+        answered
     }
 }
 

@@ -57,7 +57,7 @@ impl Docker {
             .args(["--pidfile", &format!("{STATE}/pid"), "--host", &format!("unix://{SOCKET}")])
             .args(["--storage-driver", "overlay2", "--exec-opt", "native.cgroupdriver=cgroupfs"])
             .env("PATH", format!("{STATE}/bin:{PROGRAMS}/bin:{PROGRAMS}/sbin:{path}"))
-            .env("XTABLES_LIBDIR", format!("{PROGRAMS}/lib/x86_64-linux-gnu/xtables"))
+            .env("XTABLES_LIBDIR", format!("{PROGRAMS}/lib/{}-linux-gnu/xtables", std::env::consts::ARCH))
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
