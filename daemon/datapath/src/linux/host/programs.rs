@@ -5,16 +5,18 @@ use std::{
     io,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, OwnedFd},
+    panic::resume_unwind,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, LpmTrie, Map, MapData, SockMap, lpm_trie::Key},
     programs::{
-        CgroupAttachMode, CgroupSock, CgroupSockAddr, SkLookup, SockOps, SocketFilter, cgroup_sock::CgroupSockLink,
-        cgroup_sock_addr::CgroupSockAddrLink, sock_ops::SockOpsLink,
+        CgroupAttachMode, CgroupSock, CgroupSockAddr, Program, SkLookup, SockOps, SocketFilter,
+        cgroup_sock::CgroupSockLink, cgroup_sock_addr::CgroupSockAddrLink, sock_ops::SockOpsLink,
     },
 };
 use ipnet::IpNet;
@@ -148,25 +150,14 @@ impl Programs {
     pub(super) fn load(globals: Globals, ahead: Option<Ahead>) -> Result<Self, HostError> {
         let mut bpf = object(globals, ahead.map_or_else(EbpfLoader::new, Ahead::finish))?;
         let log = read_log(&mut bpf);
-        for name in program::CGROUP {
-            let hook: &mut CgroupSockAddr = get(&mut bpf, name)?;
-            hook.load().map_err(|e| load_failed(name, &e))?;
-        }
-        if globals.tree {
-            let create: &mut CgroupSock = get(&mut bpf, program::SOCK_CREATE)?;
-            create.load().map_err(|e| load_failed(program::SOCK_CREATE, &e))?;
-        }
         // Without owners it still knows a tree's connections from sources that applications have chosen.
         let owned = globals.tree || globals.pids.kind != Pids::Off;
-        if owned {
-            let owner: &mut SockOps = get(&mut bpf, program::OWNER)?;
-            owner.load().map_err(|e| load_failed(program::OWNER, &e))?;
-        }
-        let hold: &mut SocketFilter = get(&mut bpf, program::HOLD)?;
-        hold.load().map_err(|e| load_failed(program::HOLD, &e))?;
+        let mut wanted = [&program::CGROUP[..], &[program::HOLD, program::LOOKUP]].concat();
+        wanted.extend(globals.tree.then_some(program::SOCK_CREATE));
+        wanted.extend(owned.then_some(program::OWNER));
+        load_all(&mut bpf, &wanted)?;
         let netns = File::open("/proc/thread-self/ns/net").map_err(|e| system("open the network namespace", e))?;
         let lookup: &mut SkLookup = get(&mut bpf, program::LOOKUP)?;
-        lookup.load().map_err(|e| load_failed(program::LOOKUP, &e))?;
         lookup.attach(netns).map_err(|e| failed("attach to the network namespace", &e))?;
         let rules4 = take(&mut bpf, maps::RULES4)?;
         let rules6 = take(&mut bpf, maps::RULES6)?;
@@ -356,6 +347,37 @@ fn object(globals: Globals, loader: EbpfLoader<'static>) -> Result<Ebpf, HostErr
         .override_global(maps::global::OF_SENDERS, &of_senders, true)
         .load(super::probe::programs().map_err(|why| HostError::Unsupported(why.into()))?)
         .map_err(|e| failed("load the kernel programs' maps", &e))
+}
+
+/// Threads that load programs; what the verifier does for one takes up to 30 ms.
+const LOADERS: usize = 4;
+
+/// Loads programs, several at a time: who may load any is not made to wait for others by the kernel.
+fn load_all(bpf: &mut Ebpf, names: &[&str]) -> Result<(), HostError> {
+    let programs: Vec<(&str, &mut Program)> = bpf.programs_mut().filter(|(name, _)| names.contains(name)).collect();
+    if let Some(lacking) = names.iter().find(|name| !programs.iter().any(|(there, _)| there == *name)) {
+        return Err(missing(lacking));
+    }
+    let loaders = thread::available_parallelism().map_or(1, usize::from).min(LOADERS);
+    let queue = Mutex::new(programs);
+    let work = || loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let Some((name, program)) = next else { return Ok(()) };
+        let loaded = match program {
+            Program::CgroupSockAddr(hook) => hook.load(),
+            Program::CgroupSock(hook) => hook.load(),
+            Program::SockOps(hook) => hook.load(),
+            Program::SocketFilter(filter) => filter.load(),
+            Program::SkLookup(lookup) => lookup.load(),
+            _ => return Err(missing(name)),
+        };
+        loaded.map_err(|e| load_failed(name, &e))?;
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..loaders).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        others.into_iter().fold(own, |done, other| done.and(other.join().unwrap_or_else(|e| resume_unwind(e))))
+    })
 }
 
 /// Starts reading what the programs log, if they were built to.
