@@ -341,13 +341,14 @@ impl Applied {
         if let Some(express) = &mut self.express {
             // What is denied is so before it is steered.
             express.programs.deny(&want.denials)?;
-            for address in want.senders.difference(&self.state.senders.clone()) {
-                express.programs.add_sender(*address)?;
-                self.state.senders.insert(*address);
-            }
+            // Who has left goes first: his address may be another's by now.
             for address in self.state.senders.clone().difference(&want.senders) {
                 express.programs.remove_sender(*address)?;
                 self.state.senders.remove(address);
+            }
+            for address in want.senders.difference(&self.state.senders.clone()) {
+                express.programs.add_sender(*address)?;
+                self.state.senders.insert(*address);
             }
             for (net, action) in &want.rules {
                 if self.state.rules.get(net) != Some(action) {
